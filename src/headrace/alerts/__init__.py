@@ -1,0 +1,1 @@
+"""Rules on streams that open, hold and resolve incidents, and tell people."""

@@ -1,0 +1,1 @@
+"""How a running process tells about itself: logs, metrics, health."""

@@ -1,0 +1,30 @@
+"""Structured logs: one JSON object a line (or a coloured line on a terminal), a fixed `noun.verbed` event with values."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+
+def setup(part: str, *, level: str = "info", stream: TextIO | None = None) -> None:
+    """Configure logging of this process once; `part` is bound to every line."""
+    out = stream or sys.stderr
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    render = structlog.dev.ConsoleRenderer() if out.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.PrintLoggerFactory(out),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(part=part)
+    logging.basicConfig(stream=out, level=max(threshold, logging.WARNING), format="%(name)s %(levelname)s %(message)s")

@@ -1,0 +1,1 @@
+"""Detectors: they score a series while learning; numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""Who may connect: identities and their keys."""

@@ -1,0 +1,1 @@
+"""The platform's own facts, as documents with etag, expiry and change feed."""

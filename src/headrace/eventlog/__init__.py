@@ -1,0 +1,1 @@
+"""Ordered, durable streams of events: the one place an acknowledged event is safe in."""

@@ -1,0 +1,1 @@
+"""User code on a stream, in its own process."""

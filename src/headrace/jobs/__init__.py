@@ -1,0 +1,1 @@
+"""Running stream SQL: sources, operators, sinks, epochs."""

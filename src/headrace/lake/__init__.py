@@ -1,0 +1,1 @@
+"""History in open tables: Delta/Parquet that any engine reads."""

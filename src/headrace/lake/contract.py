@@ -1,0 +1,51 @@
+"""What a lake promises. Table names are `layer.name`: `raw.telemetry`, `served.scored`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+
+class TableInfo(NamedTuple):
+    name: str
+    rows: int
+    files: int
+    bytes: int
+    version: int
+
+
+class Lake(Protocol):
+    """Append-mostly tables that grow new columns by themselves. All calls are blocking; call them in a thread."""
+
+    def append(
+        self, table: str, rows: pa.Table, *, producer: str, epoch: int, properties: Mapping[str, str] | None = None
+    ) -> bool:
+        """Durable when it returns. False when this or a later epoch of `producer` is in already (nothing written).
+
+        A column the table lacks is added (null in older rows). Raises Unavailable when the folder cannot be written.
+        """
+        ...
+
+    def last_epoch(self, table: str, producer: str) -> int:
+        """-1 when the producer never wrote."""
+        ...
+
+    def scan(
+        self, table: str, *, columns: Sequence[str] | None = None, since: int | None = None, until: int | None = None
+    ) -> pa.Table:
+        """Rows, `_enqueued` between `since` and `until` (ticks, both included) where given. NotFound if there is no table."""
+        ...
+
+    def schema(self, table: str) -> pa.Schema: ...
+
+    def counts(self, table: str) -> dict[tuple[str, int], int]:
+        """Rows in the table by (`_stream`, `_partition`), read back from the files: the ledger's second count."""
+        ...
+
+    def tables(self) -> list[TableInfo]: ...
+
+    def compact(self, table: str) -> int:
+        """Join small files; returns how many files fewer."""
+        ...

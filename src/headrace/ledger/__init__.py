@@ -1,0 +1,1 @@
+"""The books: what every stage took in, put out and set aside."""

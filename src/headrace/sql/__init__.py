@@ -1,0 +1,1 @@
+"""The stream SQL engine: Stream Analytics' language on Arrow and NumPy."""

@@ -1,0 +1,1 @@
+"""Entities for applications, as rows in PostgreSQL."""

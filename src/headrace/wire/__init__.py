@@ -1,0 +1,1 @@
+"""Bytes and protocols, no I/O."""
