@@ -20,7 +20,8 @@ def message_event_id(device: str, module: str | None, message_id: str) -> str:
 
 def derived_event_id(producer: str, epoch: int, index: int) -> str:
     """The event id of row `index` that `producer` (a job's output, say) writes in `epoch`: the same on every replay."""
-    return f"d{hashlib.blake2b(f'{producer}\0{epoch}'.encode(), digest_size=10).hexdigest()}-{index}"
+    text = f"{producer}\0{epoch}".encode()
+    return f"d{hashlib.blake2b(text, digest_size=10).hexdigest()}-{index}"
 
 
 class EventIds:

@@ -7,11 +7,11 @@ row stands: `_partition` and `_offset`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-EventBatch = pa.RecordBatch
+EventBatch: TypeAlias = pa.RecordBatch
 
 EVENT_SCHEMA = pa.schema(
     [
