@@ -8,7 +8,7 @@ FLOORS = [
     {"core"},
     {"wire", "detect"},
     {"eventlog", "docstore", "lake", "warehouse", "ledger"},
-    {"sql", "connectors"},
+    {"sql", "connectors", "history"},
     {"devices", "jobs", "functions", "ml", "alerts", "pipelines", "dashboards", "releases"},
     {"gateway", "web", "edge"},
     {"blueprints"},

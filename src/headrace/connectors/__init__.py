@@ -1,0 +1,1 @@
+"""Outside systems and files, one a module: where rows come from and go to."""
