@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Make .venv from requirements.lock. With `--system NAME...` first see to Debian packages: as root they are installed,
+# otherwise one line says what is missing. Nothing here needs more than Python 3.11, git and make to begin with.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '%s\n' "setup: $*"; }
+
+# The package that provides a command or file, only where that is not there yet.
+missing=()
+need() { # need PACKAGE TEST...
+  local package=$1
+  shift
+  "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+
+python=$(command -v python3.11 || command -v python3 || true)
+[ -n "$python" ] || { say "python3 is missing: install Python 3.11 or newer"; exit 1; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  say "$("$python" --version) is too old: Headrace needs Python 3.11 or newer"
+  exit 1
+}
+
+need python3-venv "$python" -c 'import ensurepip, venv'
+need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
+for name in "$@"; do
+  case "$name" in
+    --system) ;;
+    chromium) need chromium command -v chromium ;;
+    mosquitto) need mosquitto-clients command -v mosquitto_pub ;;
+    postgresql) need postgresql test -x /usr/lib/postgresql/15/bin/initdb ;;
+    *) say "unknown system package $name"; exit 2 ;;
+  esac
+done
+
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing ${missing[*]} (apt)"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2015
+    apt-get -qq update >/dev/null && apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 \
+      || say "could not install ${missing[*]}; what needs them is skipped"
+  else
+    say "missing ${missing[*]}; what needs them is skipped (as root they are installed: sudo apt-get install ${missing[*]})"
+    case " ${missing[*]} " in *" python3-venv "*) exit 1 ;; esac
+  fi
+fi
+
+stamp=.venv/.ready
+if [ -f "$stamp" ] && [ "$stamp" -nt requirements.lock ] && [ "$stamp" -nt pyproject.toml ]; then
+  exit 0
+fi
+say "making .venv from requirements.lock"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.lock
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+touch "$stamp"
+say "ready: $(du -sh .venv | cut -f1) in .venv"
