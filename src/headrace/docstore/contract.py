@@ -49,8 +49,11 @@ class DocStore(Protocol):
         """Raises Conflict when `if_match` (an etag, ANY or ABSENT) does not hold."""
         ...
 
-    async def put_many(self, collection: str, bodies: Mapping[str, Mapping[str, Any]]) -> None:
-        """Insert or replace many in one transaction."""
+    async def put_many(
+        self, collection: str, bodies: Mapping[str, Mapping[str, Any]], *, if_match: str | None = None
+    ) -> None:
+        """Insert or replace many in one transaction. Where `if_match` (ANY or ABSENT) fails for one of them, Conflict and
+        none is written."""
         ...
 
     async def delete(self, collection: str, id: str, *, if_match: str | None = None) -> bool:
