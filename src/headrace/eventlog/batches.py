@@ -1,0 +1,159 @@
+"""A stored batch: how appended rows are laid out, and how a piece of a stream is cut from stored batches.
+
+Rows of a stored batch are sorted by partition and share one stamp, so stored batches laid end to end are the merged order.
+That is why reading never sorts: a position is a prefix of that sequence, even where a batch is cut in its middle.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.core.errors import UserError, nearest
+from headrace.core.schema import EVENT_SCHEMA, LOG_SCHEMA, EventBatch
+from headrace.eventlog.contract import Positions, Slice
+
+STORED_SCHEMA = EVENT_SCHEMA.remove(EVENT_SCHEMA.get_field_index("_enqueued"))
+"""What a batch keeps per row. Stamp, partition and offset follow from its place."""
+
+NEVER = (1 << 63) - 1
+"""A position that no row reaches: leaves a partition out of a cut."""
+
+SLICE_BYTES_MAX = 64 << 20
+"""One slice stops growing here, whatever `rows_max` allows: Arrow's string columns end at 2 GiB."""
+
+
+class Stored(NamedTuple):
+    """One appended batch as the log keeps it: `counts[p]` rows from offset `starts[p]` on, partition after partition."""
+
+    enqueued: int
+    starts: Positions
+    counts: Positions
+    rows: pa.RecordBatch  # STORED_SCHEMA
+
+    @property
+    def ends(self) -> Positions:
+        return tuple(map(int.__add__, self.starts, self.counts))
+
+
+class Partitioned(NamedTuple):
+    """Rows of an append sorted by partition (arrival order within one), and each row's partition, int64 of shape (n,)."""
+
+    rows: pa.RecordBatch  # STORED_SCHEMA
+    partition: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def partitioned(batch: EventBatch, partitions: int) -> Partitioned:
+    """Check an appended batch and sort its rows by partition. Raises UserError where it is no EventBatch."""
+    if not batch.schema.equals(EVENT_SCHEMA):
+        raise UserError(
+            f"not an event batch: columns {batch.schema.names}",
+            hint="build it with headrace.core.schema.event_batch",
+            code="eventlog.schema",
+        )
+    rows = batch.select(STORED_SCHEMA.names)
+    if any(rows.column(index).null_count for index in REQUIRED):
+        names = [STORED_SCHEMA.names[index] for index in REQUIRED if rows.column(index).null_count]
+        raise UserError(f"null values in {', '.join(names)}", hint="give every row a value", code="eventlog.schema")
+    devices = rows.column("_device").dictionary_encode()
+    places = np.array([_place(device, partitions) for device in devices.dictionary.to_pylist()], dtype=np.int64)
+    partition = places[devices.indices.to_numpy(zero_copy_only=False)] if batch.num_rows else places
+    if np.all(partition[1:] >= partition[:-1]):
+        return Partitioned(rows, partition)
+    order = np.argsort(partition, kind="stable")
+    return Partitioned(rows.take(pa.array(order)), partition[order])
+
+
+REQUIRED = [index for index, field in enumerate(STORED_SCHEMA) if not field.nullable]
+
+
+@lru_cache(maxsize=200_000)
+def _place(device: str, partitions: int) -> int:
+    return zlib.crc32(device.encode()) % partitions  # as core.identity.partition_of, remembered
+
+
+def counts_of(partition: np.ndarray[Any, np.dtype[np.int64]], partitions: int) -> Positions:
+    """Rows per partition."""
+    return tuple(np.bincount(partition, minlength=partitions).tolist())
+
+
+class Cut:
+    """Gathers a slice from stored batches that arrive in order.
+
+    Feed it with `take` until it answers True (nothing more fits), then ask for `slice()`. Partitions at NEVER are left out.
+    """
+
+    def __init__(self, positions: Positions, *, rows_max: int, until: Positions | None = None) -> None:
+        if rows_max < 1:
+            raise UserError(f"rows_max is {rows_max}", hint="ask for at least one row")
+        self.positions = list(positions)
+        self.rows = 0
+        self.frontier = 0
+        self._until = until or (NEVER,) * len(positions)
+        self._rows_max = rows_max
+        self._bytes = 0
+        self._pieces: list[pa.RecordBatch] = []
+        self._runs: list[tuple[int, int, int, int]] = []  # partition, first offset, rows, stamp
+
+    def take(self, batch: Stored) -> bool:
+        """Take what fits of the next stored batch. True when the slice is full or `until` is reached."""
+        whole, row = True, 0
+        for partition, (start, count) in enumerate(zip(batch.starts, batch.counts, strict=True)):
+            first = max(start, self.positions[partition])
+            last = min(start + count, self._until[partition], first + self._rows_max - self.rows)
+            if last > first:
+                self._runs.append((partition, first, last - first, batch.enqueued))
+                self._add(batch.rows, row + first - start, last - first)
+                self.positions[partition] = last
+            whole = whole and self.positions[partition] >= start + count
+            row += count
+        self.frontier = batch.enqueued if whole else batch.enqueued - 1
+        return not whole or self.rows >= self._rows_max or self._bytes >= SLICE_BYTES_MAX or self.done
+
+    @property
+    def done(self) -> bool:
+        """Whether `until` has been reached."""
+        return all(map(int.__ge__, self.positions, self._until))
+
+    def _add(self, rows: pa.RecordBatch, start: int, count: int) -> None:
+        self._bytes += rows.nbytes * count // rows.num_rows
+        self.rows += count
+        self._pieces.append(rows.slice(start, count))
+
+    def slice(self, columns: Sequence[str] | None = None) -> Slice:
+        return Slice(self.batch(columns), tuple(self.positions), self.frontier)
+
+    def batch(self, columns: Sequence[str] | None = None) -> EventBatch:
+        """The rows gathered, concatenated once: LOG_SCHEMA, or those of its columns that were asked for."""
+        names = LOG_SCHEMA.names if columns is None else _known(columns)
+        kept = [name for name in STORED_SCHEMA.names if name in names]
+        gathered = {name: _joined([piece.column(name) for piece in self._pieces], name) for name in kept}
+        runs = np.array(self._runs, dtype=np.int64).reshape(-1, 4)
+        counts = runs[:, 2]
+        if "_enqueued" in names:
+            gathered["_enqueued"] = pa.array(np.repeat(runs[:, 3], counts))
+        if "_partition" in names:
+            gathered["_partition"] = pa.array(np.repeat(runs[:, 0].astype(np.int32), counts))
+        if "_offset" in names:
+            before = np.cumsum(counts) - counts
+            gathered["_offset"] = pa.array(np.arange(self.rows) + np.repeat(runs[:, 1] - before, counts))
+        schema = pa.schema([field for field in LOG_SCHEMA if field.name in names])
+        return pa.RecordBatch.from_arrays([gathered[name] for name in schema.names], schema=schema)
+
+
+def _joined(pieces: list[pa.Array], name: str) -> pa.Array:
+    if len(pieces) == 1:
+        return pieces[0]
+    return pa.concat_arrays(pieces) if pieces else pa.array([], STORED_SCHEMA.field(name).type)
+
+
+def _known(columns: Iterable[str]) -> set[str]:
+    asked = set(columns)
+    for name in asked - set(LOG_SCHEMA.names):
+        raise UserError(f"events have no column {name!r}", hint=nearest(name, LOG_SCHEMA.names))
+    return asked
