@@ -108,6 +108,10 @@ class WebConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8800  # 0 takes any free port
     live_rows_per_s_max: int = 200  # per browser, after that points are thinned
+    telemetry: str = "telemetry"  # the stream that the fleet page watches
+    anomalies: str = "anomalies"  # the streams that machine pages mark and draw, where they exist
+    scored: str = "scored"
+    aggregates: str = "aggregates"
 
 
 class StreamConfig(Section, frozen=True):
@@ -305,7 +309,7 @@ def _hint(text: str) -> str:
 def _fields_at(path: str) -> list[str]:
     """The keys that the section at `path` (as msgspec prints it) knows."""
     kind: Any = Settings
-    for part in [part.removesuffix("[...]") for part in path.split(".") if part]:
+    for part in [part for part in path.replace("[...]", "").split(".") if part]:
         names = {field.name: field.type for field in msgspec.structs.fields(kind)}
         kind = names.get(part, kind)
         if getattr(kind, "__origin__", None) is dict:

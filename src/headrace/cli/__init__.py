@@ -1,0 +1,56 @@
+"""The command line: what people type. One file per verb; this one only gathers them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+import headrace
+from headrace.cli.session import fail, out
+from headrace.core.errors import HeadraceError
+
+VERBS = (
+    "demo",
+    "init",
+    "up",
+    "status",
+    "serve",
+    "device",
+    "simulate",
+    "replay",
+    "query",
+    "sql",
+    "model",
+    "alert",
+    "ledger",
+)
+
+app = typer.Typer(
+    name="headrace",
+    help="Real-time IoT data, end to end: devices, durable log, stream SQL, lake, models, alerts, console.\n\n"
+    "Begin with: headrace demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    if show:
+        out.print(f"headrace {headrace.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The `headrace` command: exits 0 on success, 2 on wrong use, 1 on failure."""
+    for verb in VERBS:
+        importlib.import_module(f"headrace.cli.{verb}").register(app)
+    try:
+        app()
+    except HeadraceError as exc:
+        fail(exc)
+    except KeyboardInterrupt:
+        sys.exit(130)
