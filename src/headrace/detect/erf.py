@@ -32,16 +32,16 @@ class Erf:
         self._offset, self._sum, self._term = np.empty(shape), np.empty(shape), np.empty(shape)
         self._index = np.empty(shape, np.intp)
 
-    def __call__(self, z: Floats) -> Floats:
-        """erf(z), absolute error below 1e-9. The result is a buffer: use it before the next call."""
-        rows = len(z)
+    def __call__(self, x: Floats, scale: Floats) -> Floats:
+        """erf(x · scale), one scale a row, absolute error below 1e-9. The result is a buffer: use it before the next call."""
+        rows = len(x)
         offset, total, term, index = self._offset[:rows], self._sum[:rows], self._term[:rows], self._index[:rows]
-        np.clip(z, -LIMIT, LIMIT, out=offset)
-        np.multiply(offset, _STEPS, out=offset)
+        np.multiply(x, (scale * _STEPS)[:, None], out=offset)
+        np.add(offset, _HALF, out=offset)
+        np.clip(offset, 0, 2 * _HALF, out=offset)
         np.rint(offset, out=term)
-        np.subtract(offset, term, out=offset)
-        np.add(term, _HALF, out=term)
         np.copyto(index, term, casting="unsafe")
+        np.subtract(offset, term, out=offset)
         np.take(_CURVE, index, out=total, mode="clip")
         np.multiply(total, offset, out=total)
         np.take(_SLOPE, index, out=term, mode="clip")

@@ -1,13 +1,14 @@
 """The recent past of many series at once: what a detector compares each new value with.
 
-A batch is laid out as one flat array: for each key its last `history` values from the state, then its new events, with
-imputed values between them. The past of an event is then the `history` places before it, so all events are scored
-together however they are spread over keys, and a row of the matrix holds the same numbers in the same places whatever
-the batch cuts. State is 16·history + 8 bytes a live key.
+Each key owns a row of 2·history + 1 places that fills from left to right; when it is full its last `history` values move
+to the front. New events of a batch, and imputed values between them, are written behind the past, so the past of every
+event is the `history` places before it and all are scored together, however they are spread over keys. The same numbers
+stand in the same order whatever the batch cuts. State is about 32·history bytes a live key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,27 +24,26 @@ Bools = npt.NDArray[np.bool_]
 
 NEVER = -(1 << 63)
 VALUE_MAX = 1e150  # squares must not overflow
-_PIECE = 1_000_000  # elements of the flat array at most, so memory does not follow the caller's batch
+_PIECE = 8_192  # events sorted at once, so memory does not follow the caller's batch
 
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """Events sorted by key, with their past. Every array has one element an event but `flat`."""
+    """Events sorted by key, with their past. Every array but `flat` has one element an event."""
 
-    order: Ints  # sorted event -> its place in the caller's batch
-    slots: Ints  # where the event's key lives in the state
-    starts: Bools  # first event of a key here, or the first after everything was forgotten
+    rows: Ints  # where the event stands in the caller's batch
+    slots: Ints  # where its key lives in the state
+    heads: Bools  # first event of its key here
     fresh: Bools  # nothing of the past is within the duration: the series begins (again) here
-    lasts: Bools  # last event of a key here
     values: Floats
     counts: Ints  # how many past values are within the duration, 0..history
     ready: Bools
-    flat: Floats
-    places: Ints  # the event's place in `flat`
+    flat: Floats  # the past of an event is flat[place - history : place], oldest first, the last `counts` of it
+    places: Ints
 
 
 class History:
-    """Ring-free history buffers for dense integer keys, imputation, forgetting and readiness.
+    """History buffers for dense integer keys, imputation, forgetting and readiness.
 
     `history` values and `duration` ticks bound what is remembered: a value at h counts for an event at t if
     t - h < duration. When a key was silent for more than 1.5 spacings (duration / history), its last value is inserted
@@ -64,26 +64,23 @@ class History:
                 code="detect.duration",
             )
         self.history, self.duration = history, duration
+        self._width = 2 * history + 1  # room for one event with all its imputed values
         self._slot_of: Ints = np.empty(0, np.int64)  # key -> slot, -1 for none
         self._free: list[int] = []
         self._used = 0
-        self.values: Floats = np.empty((0, history))
-        self.times: Ints = np.empty((0, history), np.int64)
-        self.observed: Ints = np.empty(0, np.int64)  # since when the key has been seen without a full gap
+        self._values: Floats = np.empty((0, self._width))
+        self._times: Ints = np.empty((0, self._width), np.int64)
+        self._end: Ints = np.empty(0, np.int64)  # places used in the row, at least `history`
+        self._observed: Ints = np.empty(0, np.int64)  # since when the key has been seen without a full gap
 
     @property
     def capacity(self) -> int:
-        return len(self.observed)
+        return len(self._observed)
 
     @property
     def live(self) -> int:
         """How many keys have state."""
         return self._used - len(self._free)
-
-    @property
-    def rows_max(self) -> int:
-        """How many events may be laid out at once."""
-        return max(1, _PIECE // (2 * self.history + 1))
 
     def check(self, values: Floats) -> None:
         """DataError for a value no detector can use. Called on the whole batch before any state changes."""
@@ -96,8 +93,15 @@ class History:
                 code="detect.value",
             )
 
-    def lay(self, keys: Ints, times: Ints, values: Floats) -> Laid:
-        """Lay out at most `rows_max` events (in event order) and take them into the state."""
+    def lay(self, keys: Ints, times: Ints, values: Floats) -> Iterator[Laid]:
+        """Take events (in event order) into the state; each Laid holds until the next is asked for."""
+        for start in range(0, len(keys), _PIECE):
+            part = slice(start, start + _PIECE)
+            for laid in self._lay(keys[part], times[part], values[part]):
+                np.add(laid.rows, start, out=laid.rows)
+                yield laid
+
+    def _lay(self, keys: Ints, times: Ints, values: Floats) -> Iterator[Laid]:
         size, rows = self.history, len(keys)
         order = np.argsort(keys, kind="stable")
         key, value = keys[order], values[order]
@@ -105,44 +109,64 @@ class History:
         heads[0] = True
         np.not_equal(key[1:], key[:-1], out=heads[1:])
         first = np.flatnonzero(heads)
-        last = np.append(first[1:], rows) - 1
-        key_slots = self._slots(key[first])
-        slots = np.repeat(key_slots, last - first + 1)
-        time, before = self._ordered(times[order], first, self.times[key_slots, -1])
+        ends = np.append(first[1:], rows)
+        slots = self._slots(key[first])
+        newest = slots * self._width + self._end[slots] - 1
+        time, before = self._ordered(times[order], first, self._times.reshape(-1)[newest])
         value_before = np.concatenate((value[:1], value[:-1]))
-        value_before[first] = self.values[key_slots, -1]
+        value_before[first] = self._values.reshape(-1)[newest]
 
-        # Never seen before: no gap. A longer gap than three durations forgets just the same, and cannot overflow.
+        # A gap longer than three durations forgets just the same, and cannot overflow.
         gap = np.minimum(time - np.where(before == NEVER, time, before), 3 * self.duration)
         inserted = np.clip(-((3 * self.duration - 2 * gap * size) // (2 * self.duration)), 0, size)
-        places = np.cumsum(np.where(heads, size + 1, 1) + inserted) - 1
-        flat = np.empty(int(places[-1]) + 1)
-        flat_times = np.empty(len(flat), np.int64)
-        windows = sliding_window_view(flat, size, writeable=True)
-        time_windows = sliding_window_view(flat_times, size, writeable=True)
-        begin = places[first] - inserted[first] - size
-        windows[begin] = self.values[key_slots]
-        time_windows[begin] = self.times[key_slots]
+        written = np.concatenate(([0], np.cumsum(inserted + 1)))  # places that all events before need
+
+        # Rounds: as many events of each key as its row has room for. Nearly always one round takes all.
+        while len(slots):
+            stop = np.minimum(np.searchsorted(written, written[first] + self._width - size, side="right") - 1, ends)
+            lengths = stop - first
+            head = np.repeat(np.cumsum(lengths) - lengths, lengths)
+            at = np.arange(int(lengths.sum())) - head + np.repeat(first, lengths)
+            slot = np.repeat(slots, lengths)
+            row = self._row_starts(slots, written[stop] - written[first])
+            places = np.repeat(row - written[first], lengths) + written[at + 1] - 1
+            self._write(places, time[at], value[at], inserted[at], before[at], value_before[at])
+            yield self._laid(order[at], slot, places, time[at], value[at])
+            more = stop < ends
+            first, ends, slots = stop[more], ends[more], slots[more]
+
+    def _row_starts(self, slots: Ints, need: Ints) -> Ints:
+        """Where in the flat state the next `need` values of each slot go; makes room and counts them as used."""
+        full = slots[self._end[slots] + need > self._width]
+        if len(full):
+            past = full * self._width + self._end[full] - self.history
+            self._values[full, : self.history] = sliding_window_view(self._values.reshape(-1), self.history)[past]
+            self._times[full, : self.history] = sliding_window_view(self._times.reshape(-1), self.history)[past]
+            self._end[full] = self.history
+        start: Ints = slots * self._width + self._end[slots]
+        self._end[slots] += need
+        return start
+
+    def _write(self, places: Ints, time: Ints, value: Floats, inserted: Ints, before: Ints, last: Floats) -> None:
+        flat, flat_times = self._values.reshape(-1), self._times.reshape(-1)
         flat[places], flat_times[places] = value, time
         if inserted.any():
-            row = np.repeat(np.arange(rows), inserted)
+            row = np.repeat(np.arange(len(places)), inserted)
             nth = np.arange(1, len(row) + 1) - np.repeat(np.cumsum(inserted) - inserted, inserted)
             at = places[row] - inserted[row] + nth - 1
-            flat[at], flat_times[at] = value_before[row], before[row] + nth * self.duration // size
+            flat[at], flat_times[at] = last[row], before[row] + nth * self.duration // self.history
 
-        counts = places - _first_after(flat_times, places - size, places, time - self.duration)
+    def _laid(self, rows: Ints, slots: Ints, places: Ints, time: Ints, value: Floats) -> Laid:
+        oldest = _first_after(self._times.reshape(-1), places - self.history, places, time - self.duration)
+        counts = places - oldest
+        heads = np.concatenate(([True], slots[1:] != slots[:-1]))
         fresh = counts == 0
-        starts = heads | fresh
-        opening = np.maximum.accumulate(np.where(starts, np.arange(rows), 0))
-        observed = np.where(fresh[opening], time[opening], self.observed[slots])
-        ready = (counts + 1 >= size) | ((time - observed >= self.duration) & (counts >= 1))
-
-        end = places[last] - size + 1
-        self.values[key_slots], self.times[key_slots] = windows[end], time_windows[end]
-        self.observed[key_slots] = observed[last]
-        lasts = np.zeros(rows, np.bool_)
-        lasts[last] = True
-        return Laid(order, slots, starts, fresh, lasts, value, counts, ready, flat, places)
+        opening = np.maximum.accumulate(np.where(heads | fresh, np.arange(len(slots)), 0))
+        observed = np.where(fresh[opening], time[opening], self._observed[slots])
+        ready = (counts + 1 >= self.history) | ((time - observed >= self.duration) & (counts >= 1))
+        lasts = np.append(heads[1:], True)
+        self._observed[slots[lasts]] = observed[lasts]
+        return Laid(rows, slots, heads, fresh, value, counts, ready, self._values.reshape(-1), places)
 
     def expire(self, now: int) -> Ints:
         """Forget keys whose past can count for no event at `now` (ticks) or later; returns them, ready for re-use.
@@ -151,7 +175,7 @@ class History:
         """
         keys, slots = self.living()
         # Imputation may still place the last value up to one duration after it was seen.
-        idle = self.times[slots, -1] <= now - 2 * self.duration
+        idle = self._times[slots, self._end[slots] - 1] <= now - 2 * self.duration
         self._slot_of[keys[idle]] = -1
         self._free.extend(slots[idle].tolist())
         expired: Ints = keys[idle]
@@ -165,11 +189,12 @@ class History:
     def snapshot(self) -> dict[str, pa.Array]:
         """Columns of the state, one row a live key, `_key` first."""
         keys, slots = self.living()
+        past = (slots * self._width + self._end[slots] - self.history)[:, None] + np.arange(self.history)
         return {
             "_key": pa.array(keys),
-            "observed": pa.array(self.observed[slots]),
-            "times": fixed_lists(self.times[slots]),
-            "values": fixed_lists(self.values[slots]),
+            "observed": pa.array(self._observed[slots]),
+            "times": fixed_lists(self._times.reshape(-1)[past]),
+            "values": fixed_lists(self._values.reshape(-1)[past]),
         }
 
     def restore(self, state: pa.Table) -> Ints:
@@ -178,9 +203,9 @@ class History:
         if not state.num_rows:
             return np.empty(0, np.int64)
         slots = self._slots(state["_key"].to_numpy().astype(np.int64))
-        self.observed[slots] = state["observed"].to_numpy()
-        self.times[slots] = matrix(state["times"], self.history)
-        self.values[slots] = matrix(state["values"], self.history)
+        self._observed[slots] = state["observed"].to_numpy()
+        self._times[slots, : self.history] = matrix(state["times"], self.history)
+        self._values[slots, : self.history] = matrix(state["values"], self.history)
         return slots
 
     def _ordered(self, time: Ints, first: Ints, seen: Ints) -> tuple[Ints, Ints]:
@@ -212,7 +237,13 @@ class History:
         if len(new):
             slots[new] = self._allocate(len(new))
             self._slot_of[keys[new]] = slots[new]
-            self.values[slots[new]], self.times[slots[new]], self.observed[slots[new]] = 0.0, NEVER, NEVER
+            made = slots[new]
+            self._values[made], self._times[made], self._observed[made], self._end[made] = (
+                0.0,
+                NEVER,
+                NEVER,
+                self.history,
+            )
         return slots
 
     def _allocate(self, count: int) -> Ints:
@@ -220,9 +251,10 @@ class History:
         end = self._used + count - len(reused)
         if end > self.capacity:
             extra = max(end, 2 * self.capacity) - self.capacity
-            self.values = np.concatenate((self.values, np.zeros((extra, self.history))))
-            self.times = np.concatenate((self.times, np.full((extra, self.history), NEVER)))
-            self.observed = np.concatenate((self.observed, np.full(extra, NEVER)))
+            self._values = np.concatenate((self._values, np.zeros((extra, self._width))))
+            self._times = np.concatenate((self._times, np.full((extra, self._width), NEVER)))
+            self._observed = np.concatenate((self._observed, np.full(extra, NEVER)))
+            self._end = np.concatenate((self._end, np.full(extra, self.history)))
         fresh = np.arange(self._used, end)
         self._used = end
         return np.concatenate((np.array(reused, np.int64), fresh))
@@ -247,10 +279,13 @@ def matrix(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.float64]:
 
 def _first_after(times: Ints, low: Ints, high: Ints, cutoff: Ints) -> Ints:
     """For each row, the first place in low..high whose time is after the cutoff (times ascend, `high` always is)."""
-    low, high = low.copy(), high.copy()
+    found = np.where(times[low] > cutoff, low, low + 1)
+    open_ = np.flatnonzero(times[found] <= cutoff)  # at a steady rate none or one is too old: few are left to search
+    low, high, cutoff = found[open_] + 1, high[open_].copy(), cutoff[open_]
     while (low < high).any():
         middle = (low + high) >> 1
         after = times[middle] > cutoff
         np.copyto(high, middle, where=after)
         np.copyto(low, middle + 1, where=~after)
-    return low
+    found[open_] = low
+    return found

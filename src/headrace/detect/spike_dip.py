@@ -47,21 +47,19 @@ class Tails:
     def _block(self, past: Floats, value: Floats, count: Ints) -> Floats:
         deviation, work = self._deviation[: len(value)], self._work[: len(value)]
         np.subtract(past, value[:, None], out=deviation)
-        full = bool((count == self._history).all())
-        if not full:
-            unseen = self._column < (self._history - count)[:, None]
-            np.copyto(deviation, 0.0, where=unseen)
+        # What is not seen (any more) stands in the first columns: usually none or one of them.
+        some = self._history - int(count.min())
+        unseen = self._column[:some] < (self._history - count)[:, None]
+        np.copyto(deviation[:, :some], 0.0, where=unseen)
         divisor = np.maximum(count, 1).astype(np.float64)
         mean = deviation.sum(axis=1) / divisor
         np.subtract(deviation, mean[:, None], out=work)
-        if not full:
-            np.copyto(work, 0.0, where=unseen)
+        np.copyto(work[:, :some], 0.0, where=unseen)
         np.multiply(work, work, out=work)
         width = np.maximum(np.sqrt(work.sum(axis=1) / divisor), WIDTH_MIN)
         width[count == 1] = 1.0
         # What is unseen has deviation 0, hence erf 0: it adds nothing. Past minus value, so the sum has its sign turned.
-        np.multiply(deviation, (1.0 / (width * 2**0.5))[:, None], out=work)
-        upper: Floats = 0.5 + self._erf(work).sum(axis=1) / (2.0 * divisor)
+        upper: Floats = 0.5 + self._erf(deviation, 1.0 / (width * 2**0.5)).sum(axis=1) / (2.0 * divisor)
         return upper
 
 
@@ -107,12 +105,10 @@ class SpikeDip:
         """
         self._history.check(values)
         anomalies, scores = np.zeros(len(keys), np.int64), np.empty(len(keys))
-        for start in range(0, len(keys), self._history.rows_max):
-            part = slice(start, start + self._history.rows_max)
-            laid = self._history.lay(keys[part], times[part], values[part])
+        for laid in self._history.lay(keys, times, values):
             p = self._side(self._tails.upper(laid))
-            scores[start + laid.order] = p
-            anomalies[start + laid.order] = laid.ready & (p <= self._limit)
+            scores[laid.rows] = p
+            anomalies[laid.rows] = laid.ready & (p <= self._limit)
         return anomalies, scores
 
     def expire(self, now: int) -> Ints:
