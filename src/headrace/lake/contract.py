@@ -32,6 +32,10 @@ class Lake(Protocol):
         """-1 when the producer never wrote."""
         ...
 
+    def last_properties(self, table: str, producer: str) -> dict[str, str]:
+        """The `properties` of the producer's last append; empty when it never wrote. Survives compaction and clean-up."""
+        ...
+
     def scan(
         self, table: str, *, columns: Sequence[str] | None = None, since: int | None = None, until: int | None = None
     ) -> pa.Table:
