@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from headrace.core.clock import TICKS_PER_S, Clock
@@ -66,7 +67,8 @@ class MemoryEventLog:
         rows = given.rows.filter(pa.array(~again)) if again.any() else given.rows
         counts = counts_of(given.partition[~again], self._partitions)
         stored = Stored(at, found.next, counts, rows)
-        found.recent.add(keys[~again[mask]], at)
+        fresh = keys[~again[mask]]
+        found.recent.add(fresh, np.full(len(fresh), at))
         found.received = _plus(found.received, counts_of(given.partition, self._partitions))
         found.duplicates = _plus(found.duplicates, counts_of(given.partition[again], self._partitions))
         found.batches.append(stored)
@@ -126,7 +128,7 @@ class MemoryEventLog:
     async def trim(self, stream: str, before: int) -> int:
         found = self._stream(stream)
         index = found.first(lambda batch: batch.enqueued >= before)
-        freed = sum(batch.rows.nbytes for batch in found.batches[:index])
+        freed = sum(int(batch.rows.nbytes) for batch in found.batches[:index])
         del found.batches[:index]
         return freed
 
@@ -135,7 +137,7 @@ class MemoryEventLog:
 
     async def stats(self, stream: str) -> StreamStats:
         found = self._stream(stream)
-        size = sum(batch.rows.nbytes for batch in found.batches)
+        size = sum(int(batch.rows.nbytes) for batch in found.batches)
         return StreamStats(found.received, found.duplicates, found.earliest, found.next, size)
 
     async def close(self) -> None:

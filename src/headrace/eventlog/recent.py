@@ -61,14 +61,15 @@ class RecentIds:
         answer[order] = found
         return answer
 
-    def add(self, keys: Keys, at: int) -> None:
-        """Remember `keys` as stored at `at`, which no earlier call was later than."""
-        while self._runs and self._runs[0].newest < at - self.window:
-            del self._runs[0]
+    def add(self, keys: Keys, at: Stamps) -> None:
+        """Remember `keys` as stored at the stamps `at`, shape (n,), rising, none before those of earlier calls."""
         if not len(keys):
             return
+        oldest, newest = int(at[0]), int(at[-1])
+        while self._runs and self._runs[0].newest < newest - self.window:
+            del self._runs[0]
         order = np.argsort(keys[:, 0], kind="stable")
-        run = _Run(keys[order, 0], keys[order, 1], np.full(len(keys), at, dtype=np.int64), at, at)
+        run = _Run(keys[order, 0], keys[order, 1], at[order], oldest, newest)
         while self._runs and self._mergeable(self._runs[-1], run):
             run = _merged(self._runs.pop(), run)
         self._runs.append(run)
