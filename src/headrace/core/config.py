@@ -315,3 +315,8 @@ def _fields_at(path: str) -> list[str]:
         if getattr(kind, "__origin__", None) is dict:
             kind = kind.__args__[1]
     return [field.name for field in msgspec.structs.fields(kind)] if hasattr(kind, "__struct_fields__") else []
+
+
+def silence_mlflow() -> None:
+    """Switch off MLflow's usage reports. It reads this from the environment while being imported, so call this before."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -1,0 +1,144 @@
+"""The console as one ASGI application: API, pages, static files and the live feed behind them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from litestar import Litestar, Router
+from litestar.config.compression import CompressionConfig
+from litestar.contrib.jinja import JinjaTemplateEngine
+from litestar.datastructures import CacheControlHeader, State
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.static_files import create_static_files_router
+from litestar.template.config import TemplateConfig
+
+from headrace import __version__
+from headrace.core.errors import HeadraceError
+from headrace.web import problems, security
+from headrace.web.commands.alerts import acknowledge
+from headrace.web.fleet import Fleet
+from headrace.web.fleet_room import FleetRoom
+from headrace.web.live import LiveHub
+from headrace.web.pages import handlers as pages
+from headrace.web.queries import fleet, history, live, operations
+from headrace.web.services import WebServices
+from headrace.web.status import known_streams
+from headrace.web.threads import Threads
+
+log = structlog.get_logger()
+
+HERE = Path(__file__).parent
+HANDLERS = [
+    pages.live_page,
+    pages.machine_page,
+    pages.history_page,
+    pages.operations_page,
+    fleet.fleet,
+    fleet.device,
+    fleet.alerts,
+    fleet.labels,
+    history.history,
+    history.query,
+    live.live,
+    live.live_fleet,
+    operations.ledger,
+    operations.status,
+    operations.streams,
+    operations.set_aside,
+    operations.health,
+    operations.metrics,
+    acknowledge,
+]
+"""Every call there is."""
+
+
+def create_app(services: WebServices, *, linger_s: float = 0.05, tick_s: float = 1.0) -> Litestar:
+    """The console over what it is handed. The live feed runs between the application's start-up and shutdown.
+
+    `linger_s` is how long a feed rests between reads, `tick_s` how often the fleet is brought up to date.
+    """
+    web = services.settings.web
+    known = known_streams(services.settings)
+    board = Fleet()
+    hub = LiveHub(
+        services.log,
+        board,
+        clock=services.clock,
+        metrics=services.metrics,
+        fleet_stream=web.telemetry,
+        known=known,
+        unthinned=(web.anomalies,),
+        linger_s=linger_s,
+        rows_per_s_max=web.live_rows_per_s_max,
+    )
+    room = FleetRoom(board, services.incidents, clock=services.clock, tick_s=tick_s)
+
+    @asynccontextmanager
+    async def alive(_: Litestar) -> AsyncIterator[None]:
+        await _list_registered(services, board)
+        async with hub.running(), room.running():
+            yield
+
+    state = State(
+        {
+            "services": services,
+            "fleet": board,
+            "hub": hub,
+            "room": room,
+            "threads": Threads(),
+            "known_streams": known,
+        }
+    )
+    return Litestar(
+        route_handlers=[*HANDLERS, _static()],
+        state=state,
+        lifespan=[alive],
+        before_request=security.Gate(loopback_only=security.is_loopback(web.host)),
+        response_headers=security.HEADERS,
+        exception_handlers={
+            HeadraceError: problems.from_ours,
+            HTTPException: problems.from_http,
+            Exception: problems.from_bug,
+        },
+        template_config=TemplateConfig(directory=HERE / "pages" / "templates", engine=JinjaTemplateEngine),
+        compression_config=CompressionConfig(backend="gzip", gzip_compress_level=3, exclude=["^/api/live"]),
+        openapi_config=OpenAPIConfig(
+            title="Headrace console", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin(path="/")]
+        ),
+    )
+
+
+def _static() -> Router:
+    """Our files and uPlot. Browsers ask each time whether a file changed, so a new version is seen at once."""
+    return create_static_files_router(
+        path="/static",
+        directories=[HERE / "static"],
+        cache_control=CacheControlHeader(no_cache=True),
+    )
+
+
+async def _list_registered(services: WebServices, board: Fleet) -> None:
+    """Devices that are registered but were not heard lately are on the page too, as quiet ones."""
+    after = ""
+    while found := await services.docs.query("devices", after=after, limit=1000):
+        for document in found:
+            board.add(document.id, str(document.body.get("site") or ""))
+        after = found[-1].id
+
+
+def warn_if_open(host: str) -> None:
+    """Nobody signs in yet: say so loudly where others can reach the console."""
+    if security.is_loopback(host):
+        return
+    log.warning("console.open_to_network", host=host, hint="anyone who reaches this port sees all data; use 127.0.0.1")
+    print(
+        f"warning: the console listens on {host} and asks nobody to sign in: everyone who can reach this port can read "
+        'all data and acknowledge alerts. Set [web] host = "127.0.0.1" unless the network is trusted.',
+        file=sys.stderr,
+    )

@@ -1,0 +1,1 @@
+"""Writes that people make in the console."""
