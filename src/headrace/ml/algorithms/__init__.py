@@ -1,0 +1,1 @@
+"""One algorithm a file: an `Algorithm` at module level. No list to edit."""
