@@ -29,5 +29,5 @@ async def retry(
         except Unavailable as exc:
             if on_retry is not None:
                 on_retry(attempt, exc)
-            await clock.sleep(rng.uniform(0.5, 1.0) * min(delay_max_s, delay_s * 2 ** (attempt - 1)))
+            await clock.sleep(rng.uniform(0.5, 1.0) * min(delay_max_s, delay_s * 2 ** min(attempt - 1, 60)))
     return await call()

@@ -1,0 +1,1 @@
+"""The platform's own functions: from the log to where people and applications read."""
