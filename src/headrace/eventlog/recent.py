@@ -7,8 +7,10 @@ already; other texts are hashed to as many), so a hit needs no second look at th
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -114,10 +116,9 @@ def _keys(ids: pa.Array) -> Keys:
     offsets = np.frombuffer(ids.buffers()[1], dtype=np.int32)[ids.offset : ids.offset + len(ids) + 1]
     if np.all(np.diff(offsets) == 33):
         text = np.frombuffer(ids.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]].reshape(-1, 33)[:, 1:]
-        digit = (text >= 48) & (text <= 57) | (text >= 97) & (text <= 102)
-        if digit.all():
-            value = (text & 15) + 9 * (text >> 6)  # `0` is 0x30, `a` is 0x61
-            return (value[:, 0::2] << 4 | value[:, 1::2]).view(np.uint64)
+        if not np.any((text & 0x60) == 0x40):  # a capital letter: another id than the same in small letters
+            with suppress(ValueError):
+                return np.frombuffer(binascii.unhexlify(text.tobytes()), dtype=np.uint64).reshape(-1, 2)
     return np.frombuffer(b"".join(map(_key, ids.cast(pa.binary()).to_pylist())), dtype=np.uint64).reshape(-1, 2)
 
 
