@@ -69,7 +69,7 @@ def test_the_same_seed_trains_the_same_model():
         ({"features": ("machine",)}, UserError, "holds string"),
         ({"features": ()}, UserError, "no features"),
         ({"features": ("wear", "life")}, UserError, "among the features"),
-        ({"algorithm_name": "gradient_bosting"}, UserError, "did you mean 'gradient_boosting'"),
+        ({"algorithm": "gradient_bosting"}, UserError, "did you mean 'gradient_boosting'"),
         ({"task": "clasification"}, UserError, "did you mean 'classification'"),
         ({"task": "classification"}, DataError, "must hold 0 and 1"),
         ({"table": machines(rows=1, count=5)}, DataError, "5 usable rows"),
@@ -86,8 +86,8 @@ def test_rows_with_empty_values_are_left_out_only_where_the_algorithm_cannot_tak
     table = machines()
     wear = pc.if_else(pc.greater(table["noise"], 0.0), None, table["wear"])
     table = table.set_column(1, "wear", wear)
-    assert train(table, FEATURES, "life", algorithm_name="gradient_boosting").rows == table.num_rows
-    assert train(table, FEATURES, "life", algorithm_name="linear").rows == table.num_rows - wear.null_count
+    assert train(table, FEATURES, "life", algorithm="gradient_boosting").rows == table.num_rows
+    assert train(table, FEATURES, "life", algorithm="linear").rows == table.num_rows - wear.null_count
 
 
 def test_rolling_means_see_a_groups_own_past_only():

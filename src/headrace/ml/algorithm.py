@@ -22,7 +22,7 @@ class Algorithm:
     build: Callable[[Task, int], Any]
 
 
-def algorithm(name: str) -> Algorithm:
+def algorithm_named(name: str) -> Algorithm:
     """The algorithm of that name. Raises UserError that names the nearest."""
     known = {spec.name: spec for spec in collect("headrace.ml.algorithms", Algorithm)}
     if name not in known:

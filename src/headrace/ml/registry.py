@@ -125,21 +125,15 @@ class ModelRegistry:
         ]
 
     def version_at(self, name: str, alias: str = "champion") -> int:
-        """The version an alias points at; about 0.2 ms, so it can be polled. Raises NotFound."""
+        """The version an alias points at, 0 when there is none; about 0.2 ms, so it can be polled."""
         rows = self._rows("SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", name, alias)
-        if not rows:
-            known = self.names()
-            hint = f"train it: headrace model train {name}" if name in known or not known else nearest(name, known)
-            raise NotFound(
-                f"no model {name!r} with alias {alias!r} is registered",
-                hint=hint or f"registered: {', '.join(known)}",
-                code="ml.model",
-            )
-        return int(rows[0][0])
+        return int(rows[0][0]) if rows else 0
 
     def load(self, name: str, alias: str = "champion") -> LoadedModel:
         """The model an alias points at. Raises NotFound, DataError (its file is damaged), Unavailable (extra missing)."""
         version = self.version_at(name, alias)
+        if not version:
+            raise self._unknown(name, alias)
         rows = self._rows(
             "SELECT COALESCE(storage_location, source) FROM model_versions WHERE name = ? AND version = ?",
             name,
@@ -158,6 +152,15 @@ class ModelRegistry:
                 code="ml.model_file",
             ) from exc
         return LoadedModel(name, version, signature, model)
+
+    def _unknown(self, name: str, alias: str) -> NotFound:
+        known = self.names()
+        hint = f"train it: headrace model train {name}" if name in known or not known else nearest(name, known)
+        return NotFound(
+            f"no model {name!r} with alias {alias!r} is registered",
+            hint=hint or f"registered: {', '.join(known)}",
+            code="ml.model",
+        )
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         if not self._database.is_file():

@@ -30,8 +30,8 @@ class ServedModel:
 
         When the new version takes other features it raises UserError and keeps serving the old one.
         """
-        if self._registry.version_at(self._name, self._alias) == self.loaded.version:
-            return False
+        if self._registry.version_at(self._name, self._alias) in (0, self.loaded.version):
+            return False  # an alias that was taken away leaves the model that is in use
         found = self._registry.load(self._name, self._alias)
         if found.features != self.loaded.features:
             raise UserError(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.core.errors import DataError, NotFound, UserError, nearest
-from headrace.ml.algorithm import Algorithm, Task, algorithm
+from headrace.ml.algorithm import Algorithm, Task, algorithm_named
 from headrace.ml.extra import load
 from headrace.ml.features import Floats, column_of, group_labels, matrix, numbers
 from headrace.ml.threads import one_thread
@@ -52,7 +52,7 @@ def train(
     features: Sequence[str],
     target: str,
     task: Task = "regression",
-    algorithm_name: str = "gradient_boosting",
+    algorithm: str = "gradient_boosting",
     seed: int = 0,
     *,
     group: str = "",
@@ -72,7 +72,7 @@ def train(
         raise UserError("no features given", hint="name at least one column", code="ml.features")
     if target in features:
         raise UserError(f"target {target!r} is among the features", hint="leave it out", code="ml.features")
-    spec = algorithm(algorithm_name)
+    spec = algorithm_named(algorithm)
     x, y = matrix(table, features), numbers(column_of(table, target).combine_chunks(), target)
     groups = group_labels(table, group) if group else np.arange(len(y))
     usable = np.isfinite(y) if spec.takes_nulls else np.isfinite(y) & np.isfinite(x).all(axis=1)
@@ -115,12 +115,12 @@ def train_from_file(
     features: Sequence[str],
     target: str,
     task: Task = "regression",
-    algorithm_name: str = "gradient_boosting",
+    algorithm: str = "gradient_boosting",
     seed: int = 0,
     group: str = "",
 ) -> Trained:
     """`train` on the rows of a file."""
-    return train(read_table(path), features, target, task, algorithm_name, seed, group=group)
+    return train(read_table(path), features, target, task, algorithm, seed, group=group)
 
 
 def held_out(groups: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]:
