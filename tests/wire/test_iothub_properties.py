@@ -26,6 +26,11 @@ def test_null_and_empty_are_told_apart() -> None:
     assert decode_bag(b"a&b=&&c=1=2").application == {"a": None, "b": "", "c": "1=2"}
 
 
+def test_a_question_mark_before_and_a_slash_behind_do_not_belong_to_the_bag() -> None:
+    assert decode_bag(b"?k=v/&").application == {"k": "v/"}
+    assert decode_bag(b"?k=v/").application == {"k": "v"}
+
+
 def test_a_device_cannot_stamp_what_the_hub_stamps() -> None:
     found = decode_bag(b"iothub-connection-device-id=other&message-id=x")
     assert found.system == {}

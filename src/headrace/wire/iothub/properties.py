@@ -60,6 +60,11 @@ def _unquote(text: bytes) -> str:
     return (unquote_to_bytes(text) if b"%" in text else text).decode("utf-8", "replace")
 
 
+def _parts(bag: bytes) -> list[bytes]:
+    """A bag cut at `&`. A slash behind it and a question mark before it, which some clients send, do not belong to it."""
+    return bag.removesuffix(b"/").removeprefix(b"?").split(b"&")
+
+
 def _part(part: bytes) -> tuple[bool, str, str | None]:
     """(is a system property, name, value) of one `key=value`."""
     raw_key, equals, raw_value = part.partition(b"=")
@@ -72,7 +77,7 @@ def _part(part: bytes) -> tuple[bool, str, str | None]:
 def decode_bag(bag: bytes) -> Properties:
     """The properties in a bag. Never fails: what is no valid percent-encoding stays as it is, the last of two wins."""
     found = Properties({}, {})
-    for part in bag.split(b"&"):
+    for part in _parts(bag):
         if part:
             is_system, name, value = _part(part)
             (found.system if is_system else found.application)[name] = value
@@ -118,7 +123,7 @@ class BagReader:
         application: dict[str, str | None] = {}
         parts = self._parts
         repeats = True
-        for part in bag.split(b"&"):
+        for part in _parts(bag):
             known = parts.get(part)
             if known is None:
                 if not part:

@@ -62,13 +62,10 @@ def telemetry_prefix(identity: Identity) -> bytes:
 def bag_of(topic: bytes, prefix: bytes) -> bytes | None:
     """The property bag in a telemetry topic, `b""` for none; None when the topic is not below `prefix`.
 
-    A `/` behind the bag and a `?` before it are tolerated, as the slash that ends the prefix may be missing.
+    The slash that ends the prefix may be missing.
     """
     if topic.startswith(prefix):
-        bag = topic[len(prefix) :]
-        if bag[-1:] == b"/":
-            bag = bag[:-1]
-        return bag[1:] if bag[:1] == b"?" else bag
+        return topic[len(prefix) :]
     return b"" if topic == prefix[:-1] else None
 
 

@@ -225,9 +225,9 @@ def text_of(data: bytes, packet: str) -> str:
 
 
 def check_topic(topic: bytes) -> None:
-    """Raises MalformedPacket unless `topic` may name what is published: not empty, UTF-8, no wildcard, no U+0000."""
-    if not topic or b"+" in topic or b"#" in topic or b"\0" in topic:
-        raise MalformedPacket("PUBLISH: a topic that is empty or holds +, # or U+0000")
+    """Raises MalformedPacket unless `topic` (or a part of one) may stand in a PUBLISH: UTF-8, no wildcard, no U+0000."""
+    if b"+" in topic or b"#" in topic or b"\0" in topic:
+        raise MalformedPacket("PUBLISH: a topic that holds +, # or U+0000")
     if not topic.isascii():
         text_of(topic, "PUBLISH")
 
@@ -250,7 +250,7 @@ def parse_connect(first: int, data: bytes) -> Connect:
     client_id = body.text()
     will = Will(body.binary(), body.binary(), will_qos, will_retain) if will_flag else None
     if will:
-        check_topic(will.topic)
+        text_of(will.topic, "CONNECT")
     username = body.text() if flags & 0x80 else None
     password = body.binary() if flags & 0x40 else None
     body.close()

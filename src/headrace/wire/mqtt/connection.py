@@ -63,6 +63,11 @@ class ServerConnection:
         self._parser = codec.FrameParser(packet_bytes_max)
         self.state: State = "new"
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a frame that has not come as a whole yet."""
+        return self._parser.held_bytes
+
     def receive(self, data: bytes) -> list[Action]:
         """What `data` asks for, in order; neighbouring PUBLISHes come as one action."""
         if self.state == "closed":

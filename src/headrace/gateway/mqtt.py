@@ -1,0 +1,444 @@
+"""The MQTT door: one protocol object a connection, and what they share.
+
+Bytes go straight from the transport into the pure connection machine and on into the ingress, in bulk: no task, no queue and
+no Python call a message. A check over all topics of a read is one search in their joined bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+
+from headrace.core.clock import TICKS_PER_S, Clock
+from headrace.core.errors import Unavailable
+from headrace.core.observe.metrics import Metrics
+from headrace.devices.model import Device
+from headrace.gateway.admission import UNAVAILABLE, Admission, Admitted, Refused
+from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
+from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES
+from headrace.gateway.presence import Presence
+from headrace.gateway.refusals import Refusals
+from headrace.gateway.sessions import FILTERS_MAX, Sessions
+from headrace.wire.iothub.properties import decode_bag
+from headrace.wire.iothub.topics import Identity, bag_of, may_subscribe
+from headrace.wire.mqtt import codec
+from headrace.wire.mqtt.codec import Connect, Frame, Subscribe, Unsubscribe, Will
+from headrace.wire.mqtt.connection import (
+    Connecting,
+    Disconnecting,
+    Published,
+    Reply,
+    ServerConnection,
+    Subscribing,
+    Unsubscribing,
+    Violation,
+)
+
+CONNECT_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
+KEEP_ALIVE_MAX_S = 1767.0
+SWEEP_S = 1.0
+SAVE_TIMEOUT_S = 8.0  # SDKs wait ten seconds for a SUBACK
+OVER_LIMIT_MAX = 500
+"""Connections above the limit that are kept long enough to be told so."""
+
+log = structlog.get_logger()
+
+
+class MqttDoor:
+    """All MQTT connections of this process: who is connected, when they must go, when they must wait."""
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        ingress: Ingress,
+        sessions: Sessions,
+        presence: Presence,
+        refusals: Refusals,
+        clock: Clock,
+        metrics: Metrics,
+        message_bytes_max: int,
+        connections_max: int,
+    ) -> None:
+        self.admission = admission
+        self.ingress = ingress
+        self.sessions = sessions
+        self.presence = presence
+        self.refusals = refusals
+        self.clock = clock
+        self.message_bytes_max = message_bytes_max
+        self.connections_max = connections_max
+        self.connections: set[MqttConnection] = set()
+        self.by_client: dict[str, MqttConnection] = {}
+        self.stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connects = metrics.counter("gateway_connects_total", "Devices let in")
+        metrics.gauge("gateway_connections", "Open MQTT connections").set_function(lambda: len(self.connections))
+        ingress.on_full.append(self._pause_all)
+        ingress.on_room.append(self._resume_all)
+
+    def protocol(self) -> MqttConnection:
+        """For loop.create_server."""
+        return MqttConnection(self)
+
+    def enter(self, connection: MqttConnection, identity: Identity) -> None:
+        """Let an identity in; an older connection of the same one is closed at once, half open or not."""
+        earlier = self.by_client.get(identity.client_id)
+        self.by_client[identity.client_id] = connection
+        if earlier is not None:
+            self.refusals.note("taken_over", device=identity.device, address=connection.address)
+            earlier.abort("taken_over")
+        self._connects.inc()
+        self.presence.connected(identity, connection.address)
+
+    def leave(self, connection: MqttConnection) -> None:
+        self.connections.discard(connection)
+        identity = connection.identity
+        if identity is not None and self.by_client.get(identity.client_id) is connection:
+            del self.by_client[identity.client_id]
+            self.presence.disconnected(identity, connection.address, connection.reason)
+
+    def device_changed(self, id: str, device: Device | None) -> None:
+        """Follow the directory: a device that is gone, disabled or another one by the same id loses its connection."""
+        connection = self.by_client.get(id)
+        if device is None:
+            self.sessions.forget(id)
+        if connection is not None:
+            connection.device_changed(device)
+
+    def spawn(self, task: asyncio.Task[None]) -> None:
+        """Own a connection's task until it is done."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def sweep(self) -> None:
+        """Every second: close who has been silent, whose token has expired, who never said CONNECT."""
+        while True:
+            await self.clock.sleep(SWEEP_S)
+            self.sweep_once()
+
+    def sweep_once(self) -> None:
+        now, utc_s = self.clock.monotonic(), self.clock.now() / TICKS_PER_S
+        for connection in list(self.connections):
+            connection.check(now, utc_s)
+
+    async def close(self) -> None:
+        """Close every connection; wills are not sent, for the devices did nothing wrong."""
+        self.stopping = True
+        for connection in list(self.connections):
+            connection.close("gateway_stopped")
+        for _ in range(20):
+            if not self.connections:
+                break
+            await asyncio.sleep(0.05)  # transports are flushing their last acknowledgements
+        for connection in list(self.connections):
+            connection.abort("gateway_stopped")
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _pause_all(self) -> None:
+        log.warning("gateway.paused", pending=self.ingress.pending_rows, connections=len(self.connections))
+        for connection in self.connections:
+            connection.hold("ingress")
+
+    def _resume_all(self) -> None:
+        log.info("gateway.resumed", pending=self.ingress.pending_rows)
+        for connection in list(self.connections):
+            connection.go_on("ingress")
+
+
+class MqttConnection(asyncio.Protocol):
+    """One device's connection. Also the Sender that hears which of its messages are durable."""
+
+    def __init__(self, door: MqttDoor) -> None:
+        self._door = door
+        self._machine = ServerConnection(packet_bytes_max=door.message_bytes_max + MESSAGE_OVERHEAD_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._origin: Origin | None = None
+        self._generation = ""
+        self._will: Will | None = None
+        self._remembered = False
+        self._filters: dict[str, int] = {}
+        self._keep_alive_s = CONNECT_TIMEOUT_S
+        self._expires_s = float("inf")
+        self._last_seen = 0.0
+        self._closing_at: float | None = None
+        self._holds: set[str] = set()
+        self._frame_bytes_bound = 0  # no frame that is being read is larger
+        self.identity: Identity | None = None
+        self.address = ""
+        self.reason = ""
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        peer = transport.get_extra_info("peername") or ("",)
+        self.address = str(peer[0])
+        self._last_seen = self._door.clock.monotonic()
+        self._door.connections.add(self)
+        if len(self._door.connections) > self._door.connections_max + OVER_LIMIT_MAX:
+            self._refuse("connections_max", "far too many connections")
+            self.abort("connections_max")
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing_at is not None:
+            return
+        self._last_seen = self._door.clock.monotonic()
+        self._frame_bytes_bound = self._machine.held_bytes + len(data)
+        for action in self._machine.receive(data):
+            if type(action) is Published:
+                self._publish(action.frames)
+            elif isinstance(action, Connecting):
+                self._connect(action.connect)
+            elif isinstance(action, Reply):
+                self._write(action.data)
+            elif isinstance(action, Subscribing):
+                self._subscribe(action.request)
+            elif isinstance(action, Unsubscribing):
+                self._unsubscribe(action.request)
+            elif isinstance(action, Disconnecting):
+                self._will = None
+                self.close("disconnected")
+            elif isinstance(action, Violation):
+                self._violated(action)
+            if self._closing_at is not None:
+                return
+
+    def pause_writing(self) -> None:
+        self.hold("write")
+
+    def resume_writing(self) -> None:
+        self.go_on("write")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.reason = self.reason or ("connection_lost" if exc else "closed_by_device")
+        self._closing_at = self._closing_at if self._closing_at is not None else self._door.clock.monotonic()
+        will, self._will = self._will, None
+        if will is not None and self._origin is not None and not self._door.stopping:
+            self._send_will(will, self._origin)
+        self._door.leave(self)
+        self._transport = None
+
+    # the door and the ingress call these
+
+    def stored(self, packet_ids: list[bytes]) -> None:
+        if b"" in packet_ids:
+            packet_ids = [packet_id for packet_id in packet_ids if packet_id]
+        if packet_ids:
+            self._write(codec.encode_pubacks(packet_ids))
+
+    def check(self, now: float, utc_s: float) -> None:
+        """What time asks for. `now` is monotonic seconds, `utc_s` seconds since 1970."""
+        if self._closing_at is not None:
+            if now - self._closing_at > CLOSE_TIMEOUT_S:
+                self.abort(self.reason)
+        elif utc_s > self._expires_s:
+            self._refuse("token_expired", "its token expired while it was connected")
+            self.close("token_expired")
+        elif self._keep_alive_s and now - self._last_seen > self._keep_alive_s and self._holds <= {"write"}:
+            reason = "keep_alive" if self.identity else "connect_timeout"
+            self._refuse(reason, f"silent for more than {self._keep_alive_s:.1f} s")
+            self.close(reason)
+
+    def device_changed(self, device: Device | None) -> None:
+        if device is None or device.generation_id != self._generation:
+            self.close("device_deleted")
+        elif device.status != "enabled":
+            self.close("device_disabled")
+        elif self.identity is not None:
+            self._origin = Origin.of(self.identity, device)
+
+    def hold(self, why: str) -> None:
+        """Stop reading until every reason for it is gone."""
+        if not self._holds and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._holds.add(why)
+
+    def go_on(self, why: str) -> None:
+        if why in self._holds:
+            self._holds.discard(why)
+            self._last_seen = self._door.clock.monotonic()  # its pings could not be heard
+            if not self._holds and self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def close(self, reason: str) -> None:
+        """Send what is written already, then close."""
+        if self._closing_at is None:
+            self.reason = reason
+            self._closing_at = self._door.clock.monotonic()
+            if self._transport is not None:
+                self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self._closing_at = self._closing_at if self._closing_at is not None else self._door.clock.monotonic()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # inside
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        device = self.identity.device if self.identity else ""
+        self._door.refusals.note(reason, detail=detail, device=device, address=self.address)
+
+    def _connect(self, connect: Connect) -> None:
+        door = self._door
+        try:
+            if door.stopping or len(door.connections) > door.connections_max:
+                said = f"more than {door.connections_max:,} connections"
+                raise Refused("connections_max", said, hint="raise [gateway] connections_max", connack=UNAVAILABLE)
+            admitted = door.admission.connect(connect)
+        except Refused as exc:
+            door.refusals.note(exc.reason, detail=exc.message, device=connect.client_id[:128], address=self.address)
+            self._write(self._machine.refuse(exc.connack))
+            self.close(exc.reason)
+            return
+        self._admit(connect, admitted)
+
+    def _admit(self, connect: Connect, admitted: Admitted) -> None:
+        identity = self.identity = admitted.identity
+        self._origin = Origin.of(identity, admitted.device)
+        self._generation = admitted.device.generation_id
+        self._expires_s = admitted.expires_s
+        self._will = connect.will
+        self._remembered = not connect.clean_session
+        self._keep_alive_s = min(1.5 * connect.keep_alive_s, KEEP_ALIVE_MAX_S) or KEEP_ALIVE_MAX_S
+        self._door.enter(self, identity)
+        present, self._filters = self._door.sessions.begin(identity.client_id, clean=connect.clean_session)
+        self._write(self._machine.accept(session_present=present))
+
+    def _publish(self, frames: list[Frame]) -> None:
+        origin = self._origin
+        assert origin is not None  # the machine lets no PUBLISH through before its CONNECT
+        joined = b"\0" + b"\0".join([frame[1] for frame in frames])
+        size_bytes = len(joined) + sum([len(frame[3]) for frame in frames])
+        plain = (
+            joined.count(b"\0") == len(frames) == joined.count(b"\0" + origin.prefix)
+            and joined.isascii()
+            and b"+" not in joined
+            and b"#" not in joined
+            and self._frame_bytes_bound <= self._door.message_bytes_max
+        )
+        if not plain:
+            frames = self._checked(frames, origin)
+        if frames:
+            self._door.ingress.add(Piece(origin, frames, size_bytes, self))
+            if self._door.ingress.full:
+                self.hold("ingress")
+
+    def _checked(self, frames: list[Frame], origin: Origin) -> list[Frame]:
+        """The frames up to the first that may not pass; for that one the connection is closed."""
+        for index, frame in enumerate(frames):
+            bag = bag_of(frame[1], origin.prefix)
+            try:
+                if bag is not None:
+                    codec.check_topic(bag)
+            except codec.MalformedPacket as exc:
+                self._reject(origin, "malformed", exc.message, frame[3])
+                return frames[:index]
+            if bag is None:
+                self._reject(origin, "forbidden_topic", f"topic {_shown(frame[1])} is not its own", frame[3])
+                return frames[:index]
+            if len(bag) + len(frame[3]) > self._door.message_bytes_max:
+                size = decode_bag(bag).size_bytes + len(frame[3])
+                if size > self._door.message_bytes_max:
+                    self._too_large(origin, size, frame[3])
+                    return frames[:index]
+        return frames
+
+    def _too_large(self, origin: Origin, size_bytes: int, body: bytes) -> None:
+        limit = self._door.message_bytes_max
+        self._reject(origin, "too_large", f"a message of {size_bytes:,} bytes is above the limit of {limit:,}", body)
+
+    def _reject(self, origin: Origin, reason: str, detail: str, body: bytes) -> None:
+        """Set a message aside and close its connection, as IoT Hub does."""
+        self._refuse(reason, detail)
+        self._door.ingress.set_aside(Reject(origin, reason, detail, body))
+        self.close(reason)
+
+    def _violated(self, violation: Violation) -> None:
+        error = violation.error
+        if isinstance(error, codec.PacketTooLarge) and error.first & 0xF0 == codec.PUBLISH and self._origin is not None:
+            self._reject(self._origin, violation.reason, error.message, _body_of(error.excerpt))
+            return
+        self._refuse(violation.reason, error.message)
+        if violation.reply:
+            self._write(violation.reply)
+        self.close(violation.reason)
+
+    def _send_will(self, will: Will, origin: Origin) -> None:
+        bag = bag_of(will.topic, origin.prefix) or b""
+        topic = origin.prefix + (bag + b"&" if bag else b"") + b"iothub-MessageType=Will"
+        frame: Frame = (codec.PUBLISH | will.retain, topic, b"", will.payload)
+        self._door.ingress.add(Piece(origin, [frame], len(topic) + len(will.payload), None))
+
+    def _subscribe(self, request: Subscribe) -> None:
+        assert self.identity is not None
+        granted: dict[str, int] = {}
+        answer: list[int] = []
+        for topic_filter, qos in request.filters:
+            if may_subscribe(topic_filter, self.identity) and len(self._filters | granted) < FILTERS_MAX:
+                granted[topic_filter] = min(qos, 1)
+                answer.append(min(qos, 1))
+            else:
+                self._refuse("forbidden_filter", f"filter {_shown(topic_filter.encode())}")
+                answer.append(codec.FILTER_REFUSED)
+        self._filters |= granted
+        if granted and self._remembered:
+            self._door.sessions.subscribe(self.identity.client_id, granted)
+        self._answer_saved(codec.encode_suback(request.packet_id, answer), bool(granted))
+
+    def _unsubscribe(self, request: Unsubscribe) -> None:
+        assert self.identity is not None
+        gone = [self._filters.pop(topic_filter, None) for topic_filter in request.filters]
+        changed = any(qos is not None for qos in gone)
+        if changed and self._remembered:
+            self._door.sessions.unsubscribe(self.identity.client_id, request.filters)
+        self._answer_saved(codec.encode_unsuback(request.packet_id), changed)
+
+    def _answer_saved(self, reply: bytes, changed: bool) -> None:
+        """Answer once the session is durable, if this connection has one that changed."""
+        if changed and self._remembered:
+            self._door.spawn(asyncio.get_running_loop().create_task(self._save_and_write(reply)))
+        else:
+            self._write(reply)
+
+    async def _save_and_write(self, reply: bytes) -> None:
+        try:
+            await self._door.sessions.saved(SAVE_TIMEOUT_S)
+        except (TimeoutError, Unavailable):
+            self._refuse("session_unsaved", "its subscriptions could not be made durable")
+            self.close("session_unsaved")
+        else:
+            self._write(reply)
+
+    @property
+    def filters(self) -> Mapping[str, int]:
+        """What this connection is subscribed to."""
+        return self._filters
+
+
+def _shown(topic: bytes) -> str:
+    """A topic as it may stand in a log: short, and without the values of its property bag."""
+    place = topic.split(b"/messages/events", 1)[0] if b"/messages/events/" in topic else topic
+    return repr(place[:80].decode("utf-8", "replace"))
+
+
+def _body_of(excerpt: bytes) -> bytes:
+    """The payload's start in the start of a PUBLISH packet."""
+    start = 1
+    while start < min(5, len(excerpt)) and excerpt[start] & 0x80:
+        start += 1
+    topic_at = start + 3
+    body_at = topic_at + int.from_bytes(excerpt[start + 1 : topic_at], "big") + (2 if excerpt[0] & 0x06 else 0)
+    return excerpt[body_at:]
