@@ -1,7 +1,7 @@
 """How many events of 150 B a second does one process append durably, and how long does an append take?
 
 Two questions in one run: `crowd` has appenders that each hand in 500 events as fast as they are answered (they share
-fsyncs); `paced` hands in what 100,000 events a second bring every 5 ms, as the gateway does. Every id is resendable, so
+fsyncs); `paced` hands in what 50,000 events a second bring every 5 ms, as the gateway does. Every id is resendable, so
 de-duplication is on. The events stored are counted by reading them back before any figure is printed.
 
     python benchmarks/eventlog_append.py [--seconds S] [--appenders N] [--batch ROWS] [--rate EVENTS_PER_S]
@@ -165,7 +165,7 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--appenders", type=int, default=8)
     parser.add_argument("--batch", type=int, default=500)
-    parser.add_argument("--rate", type=int, default=100_000)
+    parser.add_argument("--rate", type=int, default=50_000)
     parser.add_argument("--folder", default=None, help="where the log is made (default: the temporary folder)")
     answer = asyncio.run(main(parser.parse_args()))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)

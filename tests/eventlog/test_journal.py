@@ -69,7 +69,5 @@ def test_a_file_that_is_no_database_is_a_clear_error(path: Path) -> None:
 
 
 def test_positions_after_a_batch_are_the_next_offsets_of_the_partitions_it_touched() -> None:
-    batch = pa.record_batch(
-        {"_partition": pa.array([2, 0, 2], pa.int32()), "_offset": pa.array([7, 0, 8], pa.int64())}
-    )
+    batch = pa.record_batch({"_partition": pa.array([2, 0, 2], pa.int32()), "_offset": pa.array([7, 0, 8], pa.int64())})
     assert positions_after((0, 5, 7), batch) == (1, 5, 9)
