@@ -1,0 +1,1 @@
+"""Five factories: machines, their tools, predictive maintenance and anomalies."""
