@@ -100,7 +100,7 @@ async def run_lake(lake: Lake, config: LakeConfig, *, wanted: Callable[[str], bo
 
 
 async def run_entities(
-    warehouse: Warehouse, tables: Mapping[str, EntityConfig], config: WarehouseConfig, *, means: Means
+    warehouse: Warehouse, config: WarehouseConfig, tables: Mapping[str, EntityConfig], *, means: Means
 ) -> None:
     """Load the streams of `tables` (warehouse table -> stream) until cancelled."""
     runner = RunnerConfig(

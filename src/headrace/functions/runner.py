@@ -23,6 +23,7 @@ from headrace.core.errors import DataError, HeadraceError, Unavailable, UserErro
 from headrace.core.flow import Function, Ledger, LedgerEntry, Outcome, SetAside
 from headrace.core.retry import retry
 from headrace.core.schema import EventBatch
+from headrace.core.tasks import finish
 from headrace.eventlog.contract import EventLog, Positions, Trimmed
 from headrace.eventlog.journal import FIRST_EPOCH, EpochJournal, positions_after
 from headrace.eventlog.set_aside import STREAM as SET_ASIDE
@@ -35,7 +36,6 @@ log = structlog.get_logger()
 _DELAY_S = 0.1
 _DELAY_MAX_S = 10.0
 _WAIT_S = 1.0
-_GRACE_S = 10.0
 DUPLICATE = "duplicate"
 """The one reason that is counted but not kept in the stream `set_aside`: the event is in the sink already."""
 
@@ -114,10 +114,10 @@ class FunctionRunner:
         try:
             rows = await self._gather(wait_s)
         except Trimmed as exc:
-            await _finish(self._skip_trimmed(exc))
+            await finish(self._skip_trimmed(exc))
             return 0
         if rows is not None:
-            await _finish(self._consume(rows))
+            await finish(self._consume(rows))
         return rows.num_rows if rows is not None else 0
 
     async def start(self) -> None:
@@ -343,17 +343,3 @@ def _rows_out(batch: EventBatch, outcome: Outcome) -> dict[int, int]:
 
 def _joined(pieces: list[EventBatch]) -> EventBatch:
     return pieces[0] if len(pieces) == 1 else pa.concat_batches([piece for piece in pieces if piece.num_rows] or pieces)
-
-
-async def _finish(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; when cancelled, still give it `_GRACE_S` to end by itself, so that a stop leaves nothing half done."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task}, timeout=_GRACE_S)
-        if not task.done():
-            task.cancel()
-        elif not task.cancelled():
-            task.exception()  # seen: nothing more to do about it while stopping
-        raise
