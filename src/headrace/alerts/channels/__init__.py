@@ -1,0 +1,1 @@
+"""One kind of channel a file: a `ChannelKind` at module level. No list to edit."""
