@@ -1,4 +1,5 @@
 import json
+import tomllib
 from itertools import pairwise
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 from headrace.blueprints.factory.feed import FactoryFeed
 from headrace.blueprints.factory.simulator import FIELDS, Factory, Readings
 from headrace.blueprints.factory.training import training_table
+from headrace.blueprints.spec import Blueprint
 from headrace.core.clock import TICKS_PER_S, from_iso
+from headrace.core.config import parse
 from headrace.core.errors import UserError
+from headrace.core.plugins import collect
+from headrace.warehouse.tables import METADATA_COLUMNS
 
 START = 17_356_896_000_000_000
 QUIET = {"spike_every_s": 0.0, "drift_every_s": 0.0}
@@ -174,10 +179,27 @@ def test_the_training_table_has_targets_that_agree() -> None:
 def test_metadata_names_every_factory_and_machine() -> None:
     plant = Factory(1, factories=5, machines_per_factory=4)
     tables = plant.metadata()
-    assert tables["factories"].num_rows == 5
-    assert set(tables["machines"]["factory"].to_pylist()) == set(tables["factories"]["id"].to_pylist())
-    assert tables["machines"].num_rows == 20
-    assert set(tables["criteria"]["requirement"].to_pylist()) == {"replace tool", "plan tool change"}
+    assert tables["factory"]["location"].to_pylist()[:2] == ["Lyon, France", "Monterrey, Mexico"]
+    assert set(tables["machine"]["factory"].to_pylist()) == set(tables["factory"]["id"].to_pylist())
+    assert tables["machine"]["id"].to_pylist() == [machine.id for machine in plant.machines]
+    for name, columns in METADATA_COLUMNS.items():
+        assert set(columns) <= set(tables[name].schema.names)
+        assert len(set(tables[name]["id"].to_pylist())) == tables[name].num_rows
+
+
+def test_the_blueprint_is_found_and_makes_its_plant() -> None:
+    (spec,) = [found for found in collect("headrace.blueprints", Blueprint) if found.name == "factory"]
+    assert spec.simulate is not None
+    assert spec.training is not None
+    assert spec.metadata is not None
+    first, again = (spec.simulate(4, 12, START, 2.0) for _ in range(2))
+    assert len(first.devices) == len(first.sites) == 12
+    assert first.step() == again.step()
+    assert json.loads(first.step()[0])["ts"] == "2025-01-01T00:00:02.0000000Z"
+    settings = parse(tomllib.loads(spec.files()["headrace.toml"]))
+    for name, model in settings.models.items():
+        assert {*model.features, model.target} <= set(spec.training(name).schema.names)
+    assert set(spec.metadata()) == set(METADATA_COLUMNS)
 
 
 def test_the_feed_sends_one_body_a_machine_and_never_the_truth() -> None:

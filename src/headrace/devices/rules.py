@@ -35,15 +35,6 @@ def check_id(id: str) -> str:
     )
 
 
-def legal_id(text: str) -> str:
-    """A device id as close to `text` as the rules allow: other characters become `-`, the end is cut.
-
-    >>> legal_id("valve1/3 (east)")
-    'valve1-3-(east)'
-    """
-    return _ILLEGAL.sub("-", text.strip())[:ID_LENGTH_MAX] or "-"
-
-
 def make_key(random: bytes) -> str:
     """A key from `KEY_BYTES` random bytes."""
     assert len(random) == KEY_BYTES

@@ -22,18 +22,30 @@ class Site(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """A CNC machine and the limits its operators watch: degrees Celsius, mm/s, seconds of remaining life."""
+    """A CNC machine."""
 
     id: str
     factory: str
     name: str
     city: str
-    temperature_max: float = 82.0
-    vibration_max: float = 6.5
-    replace_below_s: float = 60.0
-    plan_below_s: float = 180.0
+    kind: str = "cnc"
 
 
+class Criterion(msgspec.Struct, frozen=True):
+    """When a machine needs what: `requirement` once `field` compares so with `threshold` (the field's unit)."""
+
+    id: str
+    requirement: str
+    field: str
+    comparison: str
+    threshold: float
+
+
+CRITERIA = (
+    Criterion("replace-tool", "replace tool", "rul", "<", 60.0),
+    Criterion("plan-tool-change", "plan tool change", "rul", "<", 180.0),
+    Criterion("check-cooling", "check cooling", "temperature", ">", 82.0),
+)
 SITES = (
     Site("fac1", "Lyon Precision", "Lyon", "France", 45.76, 4.84),
     Site("fac2", "Monterrey Works", "Monterrey", "Mexico", 25.69, -100.32),
@@ -65,14 +77,13 @@ def make_machines(sites: list[Site], count: int) -> list[Machine]:
 
 
 def metadata_tables(sites: list[Site], machines: list[Machine]) -> dict[str, pa.Table]:
-    """`factories`, `machines` and `criteria` (requirement, rulFrom, rulBelow, in seconds of remaining life)."""
-    first = machines[0]
-    criteria = [
-        {"requirement": "replace tool", "rulFrom": -1e6, "rulBelow": first.replace_below_s},
-        {"requirement": "plan tool change", "rulFrom": first.replace_below_s, "rulBelow": first.plan_below_s},
+    """Rows for the warehouse's metadata tables: `factory`, `machine`, `maintenance_criterion`."""
+    factories = [
+        {**msgspec.structs.asdict(site), "location": ", ".join(filter(None, (site.city, site.country)))}
+        for site in sites
     ]
     return {
-        "factories": pa.Table.from_pylist([msgspec.structs.asdict(site) for site in sites]),
-        "machines": pa.Table.from_pylist([msgspec.structs.asdict(machine) for machine in machines]),
-        "criteria": pa.Table.from_pylist(criteria),
+        "factory": pa.Table.from_pylist(factories),
+        "machine": pa.Table.from_pylist([msgspec.structs.asdict(machine) for machine in machines]),
+        "maintenance_criterion": pa.Table.from_pylist([msgspec.structs.asdict(one) for one in CRITERIA]),
     }

@@ -126,7 +126,7 @@ class Factory:
         return sorted(passed, key=lambda incident: (incident.start, incident.machine))
 
     def metadata(self) -> Mapping[str, pa.Table]:
-        """Tables `factories`, `machines`, `criteria`."""
+        """Rows for the warehouse's metadata tables: `factory`, `machine`, `maintenance_criterion`."""
         return metadata_tables(self.sites, self.machines)
 
     def _ticks(self, tick: int) -> int:
