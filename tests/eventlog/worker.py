@@ -5,10 +5,22 @@ import os
 import sys
 from pathlib import Path
 
-from headrace.core.clock import SystemClock
-from headrace.core.identity import message_event_id
-from headrace.core.schema import event_batch
-from headrace.eventlog.sqlite import SqliteEventLog
+
+class NoPandas:
+    """pyarrow imports pandas where it can, which is most of the time that this process takes to start."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, NoPandas)
+
+from headrace.core.clock import SystemClock  # noqa: E402
+from headrace.core.identity import message_event_id  # noqa: E402
+from headrace.core.schema import event_batch  # noqa: E402
+from headrace.eventlog.sqlite import SqliteEventLog  # noqa: E402
 
 ROWS = 20
 APPENDERS = 4

@@ -18,7 +18,7 @@ from headrace.core.schema import EventBatch
 from headrace.eventlog import checkpoint
 from headrace.eventlog.appends import Appends
 from headrace.eventlog.contract import Appended, Positions, Slice, StreamStats
-from headrace.eventlog.frontiers import Frontiers
+from headrace.eventlog.frontiers import Frontiers, Idle
 from headrace.eventlog.groups import Groups
 from headrace.eventlog.reader import StreamReader
 from headrace.eventlog.storage import SUFFIX, stream_path
@@ -52,6 +52,7 @@ class SqliteEventLog:
         self._appends: dict[str, asyncio.Future[Appends]] = {}
         self._readers: dict[str, asyncio.Future[StreamReader]] = {}
         self._frontiers = Frontiers()
+        self._idle = Idle()
         (folder / "wake").mkdir(parents=True, exist_ok=True)
         self._wakes = Wakes(folder / "wake")
         self._groups = Groups(folder / "groups.sqlite")
@@ -84,17 +85,19 @@ class SqliteEventLog:
         columns: Sequence[str] | None = None,
     ) -> Slice:
         reader = await self._reader(stream)
-        deadline = asyncio.get_running_loop().time() + wait_s
-        known = 0
-        while True:
+        now = asyncio.get_running_loop().time()
+        asked = (stream, positions, until, columns and tuple(columns))
+        turn = self._wakes.turn(stream)
+        piece = self._idle.recall(asked, turn, now) if self._wakes.watching else None
+        while piece is None or await self._grown(stream, turn, now + wait_s):
             turn = self._wakes.turn(stream)
             piece = await self._read(reader.merged, positions, rows_max=rows_max, until=until, columns=columns)
             if piece.batch.num_rows or piece.positions == until:
                 break
-            positions = piece.positions
-            known = known or self._frontiers.known(stream, positions) or await self._read(reader.stamp, positions)
-            if piece.frontier > known or not await self._grown(stream, turn, deadline):
+            known = self._frontiers.known(stream, piece.positions) or await self._read(reader.stamp, piece.positions)
+            if piece.frontier > known:
                 break
+            self._idle.keep(asked, turn, now, piece)
         return self._frontiers.told(stream, piece)
 
     async def commit(self, group: str, stream: str, positions: Positions) -> None:

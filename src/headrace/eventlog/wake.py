@@ -41,9 +41,19 @@ class Wakes:
         except OSError as exc:  # what was stored is stored; readers find it when their wait ends
             log.warning("eventlog.wake_failed", stream=stream, error=str(exc))
 
+    @property
+    def watching(self) -> bool:
+        """Whether the kernel tells us of touches (else we look now and then)."""
+        return self._fd >= 0
+
     def turn(self, stream: str) -> int:
-        """A number that changes with every touch from now on. Take it before looking, wait with it after."""
+        """A number that changes with every touch. Take it before looking, wait with it after.
+
+        A touch that is over by now is already counted, so who was told of an append finds what it stored.
+        """
         self._attach()
+        if self.watching:
+            self._drain()
         if stream not in self._turns:
             self._turns[stream] = 0
             self._watch(stream)
@@ -53,7 +63,7 @@ class Wakes:
         """Wait until `stream` may have grown since `turn` was taken. False when `wait_s` passed without."""
         if self._turns[stream] != turn:
             return True
-        if self._fd < 0:
+        if not self.watching:
             await asyncio.sleep(min(wait_s, POLL_S))
             return wait_s > POLL_S
         waiter = asyncio.get_running_loop().create_future()
