@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import uvloop
 from gateway_parts import HOST, OTHER_KEY, Hub, device, rows_of, until
 
 from headrace.core.config import GatewayConfig
@@ -35,6 +36,20 @@ async def test_messages_of_a_device_are_in_the_log_when_they_are_acknowledged(hu
     assert {row["_event_id"] for row in rows} == {message_event_id("dev-0", None, f"m-{n}") for n in range(3000)}
     by_offset = sorted(rows, key=lambda row: row["_offset"])
     assert [row["_body"] for row in by_offset] == [b'{"n":%d}' % number for number in range(3000)]
+
+
+def test_it_all_runs_on_uvloop_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        hub = Hub(tmp_path)
+        await hub.start()
+        for tls in (False, True):
+            client = await hub.client("dev-0", tls=tls)
+            await client.publish_many(messages(100, first=100 * tls))
+            await client.drain(10)
+        assert len(await rows_of(hub.log)) == 200
+        await hub.stop()
+
+    uvloop.run(scenario())
 
 
 async def test_many_devices_at_once(tmp_path: Path) -> None:

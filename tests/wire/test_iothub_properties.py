@@ -61,6 +61,16 @@ def test_the_remembering_reader_says_the_same_as_the_plain_one(bags: list[bytes]
     assert reader.describe(bags + bags) == [describe(decode_bag(bag)) for bag in bags + bags]
 
 
+@given(
+    st.sampled_from(["$.mid=", "%24.mid="]),
+    st.text('aZ09-_.~:/%2?"', max_size=6),
+    st.lists(st.sampled_from(["$.ct=a%2Fb", "type=x", "k", "k=", "?k=v", "$.mid=9", "q=%22", "v/", ""]), max_size=4),
+)
+def test_a_message_id_in_front_is_read_like_any_other_part(key: str, message_id: str, rest: list[str]) -> None:
+    bag = "&".join([key + message_id, *rest]).encode()
+    assert BagReader().describe([bag, bag]) == [describe(decode_bag(bag))] * 2
+
+
 @given(st.dictionaries(TEXTS.filter(bool), st.none() | TEXTS), st.none() | TEXTS)
 def test_every_bag_that_is_written_is_read_back(application: dict[str, str | None], mid: str | None) -> None:
     system = {"message-id": mid}

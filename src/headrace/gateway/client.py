@@ -12,7 +12,7 @@ import random
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import structlog
 
@@ -195,28 +195,26 @@ class DeviceClient:
         """PUBLISH packets of `messages`, which are in flight from now on."""
         now = self._clock.monotonic()
         frames: list[bytes] = []
+        in_flight, number = self._in_flight, self._next_id
         for message in messages:
-            topic = self._topic(message)
-            packet_id = self._packet_id()
-            length = len(topic) + len(message.body) + 4
-            head = b"\x32" + codec.encode_length(length) + len(topic).to_bytes(2, "big")
-            frame = b"".join((head, topic, packet_id, message.body))
-            self._in_flight[packet_id] = (Sent(message, now), frame)
+            while True:
+                number = number % 65_535 + 1
+                packet_id = number.to_bytes(2, "big")
+                if packet_id not in in_flight:
+                    break
+            topic, body = self._topic(message), message.body
+            length = codec.encode_length(len(topic) + len(body) + 4)
+            frame = b"2%b%b%b%b%b" % (length, len(topic).to_bytes(2, "big"), topic, packet_id, body)  # 2 is 0x32
+            in_flight[packet_id] = (Sent(message, now), frame)
             frames.append(frame)
+        self._next_id = number
         return frames
 
-    def _packet_id(self) -> bytes:
-        while True:
-            self._next_id = self._next_id % 65_535 + 1
-            packet_id = self._next_id.to_bytes(2, "big")
-            if packet_id not in self._in_flight:
-                return packet_id
-
     def _topic(self, message: Message) -> bytes:
-        message_id, content_type = message.message_id, message.content_type
-        if message.properties or message_id is None or not _PLAIN.fullmatch(message_id):
+        _, message_id, content_type, properties = message
+        if properties or message_id is None or not _PLAIN.fullmatch(message_id):
             system = {"content-type": content_type} | ({"message-id": message_id} if message_id is not None else {})
-            return self._prefix + encode_bag(system, message.properties or {})
+            return self._prefix + encode_bag(system, properties or {})
         suffix = self._suffixes.get(content_type)
         if suffix is None:
             if len(self._suffixes) >= SUFFIXES_MAX:
@@ -329,8 +327,7 @@ class _Link(asyncio.Protocol):
         return self._ended.is_set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
 
     def data_received(self, data: bytes) -> None:
         frames: list[Frame] = []

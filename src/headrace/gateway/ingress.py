@@ -24,7 +24,7 @@ from headrace.core.schema import EventBatch, event_batch
 from headrace.devices.model import Device
 from headrace.eventlog.contract import EventLog
 from headrace.gateway.limits import RateLimit
-from headrace.wire.iothub.properties import BagReader
+from headrace.wire.iothub.properties import BagReader, Described
 from headrace.wire.iothub.topics import Identity, telemetry_prefix
 from headrace.wire.mqtt.codec import Frame
 
@@ -275,7 +275,9 @@ class Ingress:
 
     def _batch(self, pieces: Sequence[Piece]) -> EventBatch:
         columns: dict[str, list[object]] = {name: [] for name in ("_device", "_entity_id", "_module", "_site", "_body")}
-        bags: list[bytes] = []
+        described: list[Described] = []
+        event_ids: list[object] = []
+        take = self._ids.take
         for piece in pieces:
             device, module, entity_id, site, prefix = piece.origin
             rows, cut = len(piece.frames), len(prefix)
@@ -284,24 +286,16 @@ class Ingress:
             columns["_module"] += [module] * rows
             columns["_site"] += [site] * rows
             columns["_body"] += [frame[3] for frame in piece.frames]
-            bags += [
-                frame[1][cut:] if not frame[0] & 1 else frame[1][cut:] + b"&mqtt-retain=true" for frame in piece.frames
-            ]
-        described = self._reader.describe(bags)
-        message_ids, columns["_type"], columns["_content_type"], columns["_properties"] = (
-            list(column) for column in zip(*described, strict=True)
-        )
-        columns["_event_id"] = self._event_ids(columns["_device"], columns["_module"], message_ids)
+            these = self._reader.describe(
+                [frame[1][cut:] + b"&mqtt-retain=true" if frame[0] & 1 else frame[1][cut:] for frame in piece.frames]
+            )
+            event_ids += [message_event_id(device, module, each[0]) if each[0] else take() for each in these]
+            described += these
+        columns["_event_id"] = event_ids
+        columns["_type"] = [each[1] for each in described]
+        columns["_content_type"] = [each[2] for each in described]
+        columns["_properties"] = [each[3] for each in described]
         return event_batch(columns)
-
-    def _event_ids(self, devices: list[object], modules: list[object], message_ids: list[object]) -> list[object]:
-        take = self._ids.take
-        return [
-            message_event_id(str(device), module if module is None else str(module), str(message_id))
-            if message_id is not None
-            else take()
-            for device, module, message_id in zip(devices, modules, message_ids, strict=True)
-        ]
 
     def _reject_batch(self, rejects: list[Reject]) -> EventBatch:
         return event_batch(

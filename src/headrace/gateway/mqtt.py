@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import cast
 
 import structlog
 
@@ -176,8 +177,7 @@ class MqttConnection(asyncio.Protocol):
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
         peer = transport.get_extra_info("peername") or ("",)
         self.address = str(peer[0])
         self._last_seen = self._door.clock.monotonic()

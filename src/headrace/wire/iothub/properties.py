@@ -102,16 +102,30 @@ def describe(properties: Properties) -> Described:
     return Described(system.get("message-id") or None, kind, system.get("content-type"), text)
 
 
-class BagReader:
-    """Decodes many bags, remembering the parts and whole bags that come again (a content type, a unit, a site).
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:~"
+"""Bytes that mean the same in a bag and in JSON."""
 
-    Both memories hold `entries_max` at most and start afresh when full.
+
+class _Rest(NamedTuple):
+    """What stands behind a message id, described once: `text` follows the id in the JSON."""
+
+    type: str
+    content_type: str | None
+    text: str
+
+
+class BagReader:
+    """Decodes many bags, remembering what comes again (a content type, a unit, a site).
+
+    Most bags differ in nothing but a message id at their beginning, so what stands behind it is remembered by itself. Each
+    memory holds `entries_max` at most and starts afresh when full.
     """
 
     def __init__(self, *, entries_max: int = 10_000) -> None:
         self._entries_max = entries_max
         self._parts: dict[bytes, tuple[bool, str, str | None]] = {}
         self._bags: dict[bytes, Described] = {b"": NOTHING}
+        self._rests: dict[bytes, _Rest] = {}
 
     def describe(self, bags: Iterable[bytes]) -> list[Described]:
         """The columns of many messages, in order."""
@@ -119,6 +133,32 @@ class BagReader:
         return [known.get(bag) or self._read(bag) for bag in bags]
 
     def _read(self, bag: bytes) -> Described:
+        head, _, behind = bag.partition(b"&")
+        raw_id = head[6:] if head[:6] == b"$.mid=" else head[8:] if head[:8] == b"%24.mid=" else b""
+        if raw_id and not raw_id.translate(None, _PLAIN):
+            rest = self._rests.get(behind) or self._rest(behind)
+            if rest is not None:
+                message_id = raw_id.decode()
+                text = f'{{"system":{{"message-id":"{message_id}"{rest.text}'
+                return Described(message_id, rest.type, rest.content_type, text)
+        return self._read_parts(bag)
+
+    def _rest(self, behind: bytes) -> _Rest | None:
+        """None when what stands behind a message id cannot be taken by itself."""
+        system, application = decode_bag(behind)
+        if "message-id" in system or behind[:1] == b"?" or len(behind) >= 512:
+            return None
+        described = describe(Properties({"message-id": "", **system}, application))
+        start = '{"system":{"message-id":""'
+        assert described.text is not None
+        assert described.text.startswith(start)
+        if len(self._rests) >= self._entries_max:
+            self._rests.clear()
+        rest = _Rest(described.type, described.content_type, described.text[len(start) :])
+        self._rests[behind] = rest
+        return rest
+
+    def _read_parts(self, bag: bytes) -> Described:
         system: dict[str, str | None] = {}
         application: dict[str, str | None] = {}
         parts = self._parts

@@ -105,38 +105,36 @@ class FrameParser:
 
     def _split(self, data: bytes, frames: list[Frame]) -> bool:
         position, end = 0, len(data)
-        only_publish = True
+        only_publish, limit = True, self._limit
         while end - position >= 2:
             first = data[position]
             length = data[position + 1]
             start = position + 2
             if length >= 0x80:
-                length, start = _long_length(data, position, end)
-                if start < 0:
-                    break
+                if start < end and data[start] < 0x80:  # two bytes of length: nearly every telemetry message
+                    length += (data[start] << 7) - 0x80
+                    start += 1
+                else:
+                    length, start = _long_length(data, position, end)
+                    if start < 0:
+                        break
             stop = start + length
-            if length > self._limit:
+            if length > limit:
                 self._too_large(data, position, first, length)
                 return self._keep(data, position, position + EXCERPT_BYTES, only_publish)
             if stop > end:
                 return self._keep(data, position, stop, only_publish)
-            if 0x30 <= first < 0x40:
-                if length < 2:
-                    raise MalformedPacket(f"a PUBLISH of {length} bytes holds no topic")
-                body = start + 2 + (data[start] << 8 | data[start + 1])
-                topic = data[start + 2 : body]
-                if first & 0x06:
-                    if body + 2 > stop:
-                        raise MalformedPacket("a PUBLISH ends inside its topic or packet id")
-                    packet_id = data[body : body + 2]
-                    if packet_id == b"\0\0" or first & 0x06 == 0x06:
-                        raise MalformedPacket("a PUBLISH with packet id 0 or QoS 3")
-                    only_publish = only_publish and not first & 0x04
-                    frames.append((first, topic, packet_id, data[body + 2 : stop]))
-                else:
-                    if body > stop or first & 0x08:
-                        raise MalformedPacket("a PUBLISH of QoS 0 with DUP, or that ends inside its topic")
-                    frames.append((first, topic, b"", data[body:stop]))
+            if first & 0xF6 == 0x32 and length >= 2:  # QoS 1
+                topic_at = start + 2
+                topic_end = topic_at + (data[start] << 8 | data[start + 1])
+                body_at = topic_end + 2
+                packet_id = data[topic_end:body_at]
+                if body_at > stop or packet_id == b"\0\0":
+                    raise MalformedPacket("a PUBLISH ends inside its topic or packet id, or has packet id 0")
+                frames.append((first, data[topic_at:topic_end], packet_id, data[body_at:stop]))
+            elif first & 0xF0 == PUBLISH:
+                frames.append(_rare_publish(first, data[start:stop]))
+                only_publish = only_publish and not first & 0x04
             else:
                 frames.append((first, data[start:stop], b"", b""))
                 only_publish = False
@@ -154,6 +152,18 @@ class FrameParser:
         excerpt = data[position : position + EXCERPT_BYTES]
         if first & 0xF0 != PUBLISH or len(excerpt) >= min(EXCERPT_BYTES, length):
             raise PacketTooLarge(length, self._limit, first, excerpt)
+
+
+def _rare_publish(first: int, data: bytes) -> Frame:
+    """A PUBLISH body of another QoS than 1. Raises MalformedPacket."""
+    body = _Body("PUBLISH", data)
+    if first & 0x06 == 0x06 or (not first & 0x06 and first & 0x08):
+        raise body.fail("QoS 3, or DUP on QoS 0")
+    topic = body.binary()
+    packet_id = body.take(2) if first & 0x06 else b""
+    if packet_id == b"\0\0":
+        raise body.fail("packet id 0")
+    return first, topic, packet_id, body.take(body.left)
 
 
 def _long_length(data: bytes, position: int, end: int) -> tuple[int, int]:
@@ -299,6 +309,8 @@ def encode_length(length: int) -> bytes:
     """MQTT's variable-length integer."""
     if length < 0x80:
         return bytes((length,))
+    if length < 0x4000:
+        return bytes((length & 0x7F | 0x80, length >> 7))
     digits = bytearray()
     while True:
         length, low = length >> 7, length & 0x7F
