@@ -174,3 +174,11 @@ async def test_a_callback_that_fails_stops_nothing(docs: DocStore, commands: Dev
         await told.wait()
         running.cancel()
     assert directory.get("a") is not None
+
+
+async def test_a_document_that_is_no_device_hides_no_other(docs: DocStore, commands: DeviceCommands) -> None:
+    await docs.put("devices", "odd", {"status": "perhaps"})
+    await commands.create("a")
+    directory = DeviceDirectory(docs)
+    await directory.open()
+    assert [device.id for device in directory] == ["a"]

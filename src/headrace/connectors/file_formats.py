@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -211,11 +212,22 @@ class JsonFormat:
 def json_objects(names: Sequence[str], columns: Sequence[pa.Array]) -> list[bytes]:
     """One JSON object a row; nulls and numbers that are not finite are left out."""
     encode = msgspec.json.Encoder(decimal_format="number").encode
-    lists = [_finite(column).to_pylist() for column in columns]
+    lists = [_as_list(_finite(column)) for column in columns]
     return [
         encode({name: value for name, value in zip(names, values, strict=True) if value is not None})
         for values in zip(*lists, strict=True)
     ]
+
+
+def _as_list(column: pa.Array) -> list[Any]:
+    """As `to_pylist()`, but numbers go through NumPy: several times faster."""
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return list(column.to_pylist())
+    values: list[Any] = column.fill_null(0).to_numpy(zero_copy_only=False).tolist()
+    if column.null_count:
+        for index in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)):
+            values[index] = None
+    return values
 
 
 def _finite(column: pa.Array) -> pa.Array:

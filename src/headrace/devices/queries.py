@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import structlog
 
 from headrace.core.clock import Clock, SystemClock
@@ -107,7 +108,11 @@ class DeviceDirectory:
         return len(changes)
 
     def _apply(self, change: Change, *, tell: bool) -> None:
-        device = None if change.body is None else from_body(change.id, change.body)
+        try:
+            device = None if change.body is None else from_body(change.id, change.body)
+        except msgspec.ValidationError:  # written by another version, or by hand: it must not lock the others out
+            log.exception("directory.document_unreadable", device=change.id)
+            return
         if device is None:
             self._devices.pop(change.id, None)
         else:
