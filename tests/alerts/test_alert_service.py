@@ -147,6 +147,23 @@ async def test_acknowledged_stays_acknowledged_until_resolved_and_keeps_the_name
     assert (done.state, done.acknowledged_by) == ("resolved", "ana")
 
 
+async def test_an_acknowledgement_is_announced_once_also_after_a_restart():
+    world = World()
+    service = await world.started()
+    await world.send("m1", 95)
+    await settle(service)
+    (incident,) = await service.store.open()
+    await service.store.acknowledge(incident.id, "ana", "on my way")
+    await world.docs.put("incident_acks", "of-nothing", {"at": 1, "by": "x"})
+    assert await service.acknowledgements.step(wait_s=0) == 2
+    for _ in range(2):
+        service = await world.started()
+        await world.docs.delete("alert_cursors", "incident_acks")  # as if killed before the cursor was written
+        await service.acknowledgements.step(wait_s=0)
+    told = [(row["state"], row["acknowledged_by"], row["note"]) for row in await world.announced()]
+    assert told == [("open", "", ""), ("acknowledged", "ana", "on my way")]
+
+
 async def test_wrong_commands_on_incidents_are_refused():
     store = World().service().store
     with pytest.raises(NotFound):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
+from headrace.alerts.acknowledgements import Acknowledgements
 from headrace.alerts.channel import build_channels, unknown_channel
 from headrace.alerts.incidents import IncidentStore
 from headrace.alerts.model import Incident, Rule, rule_of
@@ -46,6 +47,7 @@ class AlertService:
         self.store = IncidentStore(docs, clock)
         self._log, self._docs, self._clock, self._metrics = log, docs, clock, metrics
         self._lock = asyncio.Lock()
+        self.acknowledgements = Acknowledgements(log, docs, self.store)
         built, wrong = build_channels(channels)
         self._refused: dict[str, UserError] = {f"channels.{name}": error for name, error in wrong.items()}
         self.notifier = Notifier(built, clock=clock, rng=rng or random.Random(0), metrics=metrics, told=self._told)
@@ -68,6 +70,7 @@ class AlertService:
             for watch in self.watches:
                 tasks.create_task(watch.run())
             tasks.create_task(self._sweep())
+            tasks.create_task(self.acknowledgements.run())
 
     async def close_abandoned(self) -> None:
         """Resolve what was open on streams that no rule reads any more."""

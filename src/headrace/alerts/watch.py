@@ -35,6 +35,7 @@ STATES = "alert_states"  # the collection of what is remembered, by stream
 ROWS_MAX = 5000
 WRITE_EVERY_S = 1.0  # openings and resolutions are written at once, the rest this often
 _SLACK = TICKS_PER_S  # an append under way may carry a stamp this much in the past
+_STATE = {"opened": "open", "resolved": "resolved"}  # what an announcement calls it
 
 
 class Condition(Protocol):
@@ -77,6 +78,7 @@ class Watch:
         metrics: Metrics,
     ) -> None:
         self.stream = stream
+        self._producer = f"alerts:{stream}"
         self._rules = rules
         self._log, self._docs, self._store, self._clock, self._lock, self._tell = log, docs, store, clock, lock, tell
         self._evaluators: dict[str, Evaluator] = {watched.rule.name: Evaluator(watched.rule) for watched in rules}
@@ -100,7 +102,7 @@ class Watch:
         found = await self._docs.get(STATES, self.stream)
         state = msgspec.convert(found.body, _State) if found else _State()
         self._positions, self._now, self._epoch = state.positions, state.now, state.epoch
-        await self._announce(state.announced)
+        await announce(self._log, state.announced, producer=self._producer, epoch=self._epoch)
         for watched in self._rules:
             self._evaluators[watched.rule.name] = Evaluator(watched.rule, state.rules.get(watched.rule.name))
         gone = [rule for name, rule in state.rules.items() if name not in self._evaluators]
@@ -144,11 +146,11 @@ class Watch:
         async with self._lock:
             await self._store.write({change.incident.id: change.incident for change in changes}.values())
             self._epoch += 1
-            announced = [_announcement(change) for change in news]
+            announced = [announcement(incident, _STATE[kind], mark=_STATE[kind]) for kind, incident in news]
             rules = {name: evaluator.snapshot() for name, evaluator in self._evaluators.items()}
             state = _State(tuple(self._positions), self._now, self._epoch, rules, announced)
             await self._docs.put(STATES, self.stream, msgspec.to_builtins(state))
-        await self._announce(announced)
+        await announce(self._log, announced, producer=self._producer, epoch=self._epoch)
         if self._positions:
             await self._log.commit(ALERTS, self.stream, self._positions)
         self._moved, self._written_at = False, self._clock.monotonic()
@@ -177,35 +179,35 @@ class Watch:
             changes += evaluator.advance(self._now)
         return changes
 
-    async def _announce(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append to stream `alerts`; a second time under the same epoch the log does nothing."""
-        if not rows:
-            return
-        batch = event_batch(
-            {
-                "_event_id": [message_event_id("alerts", None, f"{row['id']}:{row['state']}") for row in rows],
-                "_device": [row["device"] or row["key"] for row in rows],
-                "_entity_id": [row["key"] for row in rows],
-                "_type": ["alert"] * len(rows),
-                "_site": [row["site"] or None for row in rows],
-                "_content_type": [JSON_TYPE] * len(rows),
-                "_body": [msgspec.json.encode(row) for row in rows],
-            }
-        )
-        await self._log.append(ALERTS, batch, producer=f"alerts:{self.stream}", epoch=self._epoch)
 
-
-def _announcement(change: Change) -> dict[str, Any]:
-    """The event of an opening or a resolution: the incident, times in ms since 1970."""
-    row = change.incident.as_json()
-    for name in ("channels", "notified", "acknowledged", "acknowledged_by", "note"):
+def announcement(incident: Incident, state: str, *, mark: str) -> dict[str, Any]:
+    """The event of a step of an incident, times in ms since 1970. `mark` tells the steps of one incident apart."""
+    row = incident.as_json()
+    for name in ("channels", "notified"):
         del row[name]
-    for name in ("opened", "last_seen", "resolved"):
+    for name in ("opened", "last_seen", "resolved", "acknowledged"):
         row[name] = row[name] // TICKS_PER_MS or None
-    row["state"] = "resolved" if change.kind == "resolved" else "open"
-    if change.kind == "opened":
+    if state == "open":
         row["resolved"] = None  # it may have resolved within the same batch
-    return row
+    return {**row, "state": state, "event": message_event_id("alerts", None, f"{incident.id}:{mark}")}
+
+
+async def announce(log: EventLog, rows: Sequence[Mapping[str, Any]], *, producer: str, epoch: int) -> None:
+    """Append to stream `alerts`; a second time under the same epoch the log does nothing."""
+    if not rows:
+        return
+    batch = event_batch(
+        {
+            "_event_id": [row["event"] for row in rows],
+            "_device": [row["device"] or row["key"] for row in rows],
+            "_entity_id": [row["key"] for row in rows],
+            "_type": ["alert"] * len(rows),
+            "_site": [row["site"] or None for row in rows],
+            "_content_type": [JSON_TYPE] * len(rows),
+            "_body": [msgspec.json.encode({name: row[name] for name in row if name != "event"}) for row in rows],
+        }
+    )
+    await log.append(ALERTS, batch, producer=producer, epoch=epoch)
 
 
 def _seen(watched: Watched, keys: frozenset[str], batch: EventBatch) -> list[Seen]:
