@@ -1,0 +1,128 @@
+"""Calls that reach beyond values: user functions over Arrow, and an event's metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace.core.errors import DataError, UserError
+from headrace.sql import tree, values
+from headrace.sql.evaluate import Eval, Frame
+from headrace.sql.functions.user import UserFunction
+from headrace.sql.moments import Moment
+from headrace.sql.scope import Scope, fail
+from headrace.sql.values import BIGINT, BIT, DATETIME, FLOAT, TEXT, Column
+
+
+def user_call(function: UserFunction, args: list[Eval]) -> Eval:
+    """A call of a user function. Whatever it raises becomes a DataError that names it."""
+
+    def run(frame: Frame) -> Column:
+        given = [values.plain(arg(frame)).to_arrow() for arg in args]
+        try:
+            found = function.call(given)
+        except (UserError, DataError):
+            raise
+        except Exception as exc:
+            raise DataError(f"{function.name} failed: {type(exc).__name__}: {exc}", code="sql.function_failed") from exc
+        if len(found) != frame.rows:
+            raise DataError(
+                f"{function.name} returned {len(found)} values for {frame.rows} rows", code="sql.function_failed"
+            )
+        return from_arrow(found)
+
+    return run
+
+
+def from_arrow(found: Any) -> Column:
+    """A column from an Arrow array. Times become datetimes; NaN becomes null, as NaN is no value of this language."""
+    if isinstance(found, pa.ChunkedArray):
+        found = found.combine_chunks()
+    if isinstance(found, pa.ChunkedArray):
+        found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.nulls(0)
+    kind = found.type
+    if pa.types.is_dictionary(kind):
+        found = found.dictionary_decode()
+        kind = found.type
+    mask = np.asarray(pc.is_valid(found)) if found.null_count else None
+    if pa.types.is_null(kind):
+        return Column(len(found))
+    if pa.types.is_boolean(kind):
+        return values.of(BIT, np.asarray(pc.fill_null(found, False)), mask)
+    if pa.types.is_integer(kind):
+        return values.of(BIGINT, np.asarray(pc.fill_null(found, 0)).astype(np.int64), mask)
+    if pa.types.is_floating(kind):
+        data = np.asarray(pc.fill_null(found, 0.0)).astype(np.float64)
+        finite = np.isfinite(data)
+        if not finite.all():
+            mask = finite if mask is None else mask & finite
+        return values.of(FLOAT, data, mask)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return values.of(TEXT, pc.cast(found, pa.string()), mask)
+    if pa.types.is_timestamp(kind):
+        micros = np.asarray(pc.fill_null(pc.cast(found.cast(pa.timestamp("us", kind.tz)), pa.int64()), 0))
+        return values.of(DATETIME, micros * 10, mask)
+    return values.from_values([_plain_value(value) for value in found.to_pylist()])
+
+
+def _plain_value(value: Any) -> Any:
+    """A Python value of Arrow's as a value of ours."""
+    if value is None or type(value) in (int, float, bool, str):
+        return value
+    if isinstance(value, dict):
+        return {str(name): _plain_value(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(part) for part in value]
+    if isinstance(value, Moment):
+        return value
+    return str(value)
+
+
+_SYSTEM = {
+    "eventid": "_event_id",
+    "deviceid": "_device",
+    "connectiondeviceid": "_device",
+    "iothub.connectiondeviceid": "_device",
+    "moduleid": "_module",
+    "contenttype": "_content_type",
+    "iothub.messageid": "_event_id",
+}
+
+
+def metadata(scope: Scope, node: tree.Call) -> Eval:
+    """GetMetadataPropertyValue(source, 'path'): system columns and the properties a device sent along."""
+    if len(node.args) != 2:
+        fail(node.at, f"{node.at.text} takes a source and a path, not {len(node.args)} arguments", code="sql.arguments")
+    source, path = node.args
+    at = scope.named(source.parts[0]) if isinstance(source, tree.Name) and len(source.parts) == 1 else None
+    if at is None:
+        fail(source.at, f"{source.at.text!r} is not a source of this SELECT", hint="name the input or its alias")
+    if not isinstance(path, tree.Literal) or not isinstance(path.value, str):
+        fail(path.at, "the path must be a text constant", hint="'EventId', '[User].[name]'")
+    segments = [segment.strip("[] ") for segment in path.value.split(".")]
+    name = ".".join(segments).lower()
+    index = at
+
+    def read(frame: Frame) -> Column:
+        origin = frame.sources[index].origin
+        if origin is None:
+            return Column(frame.rows)
+        if name in _SYSTEM:
+            return origin.metadata(_SYSTEM[name])
+        return _property(origin.metadata("_properties"), segments)
+
+    return read
+
+
+def _property(texts: Column, segments: list[str]) -> Column:
+    """A property by name, from JSON object texts; `User.name` and `name` are the same."""
+    wanted = ".".join(segments[1:] if segments[0].lower() == "user" and len(segments) > 1 else segments)
+    found: list[Any] = []
+    for text in texts.to_list():
+        record = msgspec.json.decode(text) if text else {}
+        found.append(record.get(wanted) if isinstance(record, dict) else None)
+    return values.from_values(found)

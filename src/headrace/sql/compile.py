@@ -1,0 +1,333 @@
+"""From a script's text to a Plan: names are resolved, rules of the language checked, fields to decode gathered.
+
+Nothing is guessed here: what the language has but this engine does not do yet is refused with code `sql.unsupported`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from headrace.core.errors import nearest
+from headrace.sql import tree
+from headrace.sql.bind import Binder
+from headrace.sql.evaluate import Eval
+from headrace.sql.functions.user import UserFunction
+from headrace.sql.operators.reference_join import ReferenceJoin
+from headrace.sql.operators.select import SelectColumn, SelectPlan
+from headrace.sql.plan import InputNode, Plan, PlanNode, SelectNode, UnionNode
+from headrace.sql.scope import Scope, ScopeSource, fail, unsupported
+from headrace.sql.script import parse_script
+from headrace.sql.show import show
+
+WINDOWS = ("tumbling", "hopping", "snapshot")
+
+
+def compile_script(
+    text: str, *, functions: Mapping[str, UserFunction] | None = None, references: Collection[str] = ()
+) -> Plan:
+    """Compile a script. `references` are the names in it that mean reference data. Raises SqlError."""
+    return _Compiler(text, dict(functions or {}), list(references)).compile()
+
+
+class _Compiler:
+    def __init__(self, text: str, functions: dict[str, UserFunction], references: list[str]) -> None:
+        self.text = text
+        self.functions = functions
+        self.references = references
+        self.used_references: list[str] = []
+        self.nodes: list[PlanNode] = []
+        self.steps: dict[str, int] = {}  # lower-case step name -> node
+        self.inputs: dict[tuple[str, object], int] = {}
+
+    def compile(self) -> Plan:
+        script = parse_script(self.text)
+        if script.tables:
+            unsupported(script.tables[0].at, "CREATE TABLE")
+        for step in script.steps:
+            if self._reference(step.name):
+                fail(step.at, f"{step.name!r} is reference data and a step", hint="rename the step")
+            at = self._query(step.query)
+            self.nodes[at].label = f"step {step.name}"
+            self.steps[step.name.lower()] = at
+        statements: list[tuple[str, int]] = []
+        for query in script.queries:
+            statements += self._statement(query)
+        self._spread_wants(statements)
+        return Plan(self.text, self.nodes, statements, self.used_references, script)
+
+    def _statement(self, query: tree.Query) -> list[tuple[str, int]]:
+        outputs = {select.into or "" for select in query.selects}
+        named = sorted(outputs - {""})
+        if len(named) > 1:
+            fail(query.at, f"the SELECTs of one UNION write to several outputs: {', '.join(named)}")
+        return [(named[0] if named else "output", self._query(query))]
+
+    def _reference(self, name: str) -> str | None:
+        return next((known for known in self.references if known.lower() == name.lower()), None)
+
+    # -- queries
+
+    def _query(self, query: tree.Query) -> int:
+        branches = [self._select(select) for select in query.selects]
+        if len(branches) == 1:
+            return branches[0]
+        first = self.nodes[branches[0]].columns
+        for branch, select in zip(branches[1:], query.selects[1:], strict=True):
+            columns = self.nodes[branch].columns
+            if first is not None and columns is not None and first != columns:
+                fail(
+                    select.at,
+                    f"UNION joins columns ({', '.join(first)}) and ({', '.join(columns)})",
+                    hint="name them alike and in the same order",
+                )
+        known = [self.nodes[branch].columns for branch in branches]
+        return self._add(UnionNode("union", branches, first if None not in known else None))
+
+    def _add(self, node: PlanNode) -> int:
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def _source(self, source: tree.Source) -> int:
+        if source.query is not None:
+            self._no_timestamp(source, "a derived table")
+            return self._query(source.query)
+        found = self.steps.get(source.name.lower())
+        if found is not None:
+            self._no_timestamp(source, "a step")
+            return found
+        if self._reference(source.name):
+            fail(
+                source.at,
+                f"{source.name!r} is reference data and cannot stand in FROM",
+                hint="reference data stands on the right side of a JOIN",
+            )
+        return self._input(source)
+
+    @staticmethod
+    def _no_timestamp(source: tree.Source, what: str) -> None:
+        if source.timestamp is not None:
+            fail(source.timestamp.at, f"TIMESTAMP BY is not allowed on {what}", hint="put it on the input")
+
+    def _input(self, source: tree.Source) -> int:
+        if source.over:
+            unsupported(source.over[0].at, "TIMESTAMP BY … OVER (substreams)")
+        found = (source.name, tree.key(source.timestamp) if source.timestamp else None)
+        if found in self.inputs:
+            return self.inputs[found]
+        node = InputNode(f"input {source.name}", input=source.name)
+        if source.timestamp is not None:
+            for part in tree.walk(source.timestamp):
+                if isinstance(part, tree.Call) and part.name == "system.timestamp":
+                    fail(
+                        part.at, "System.Timestamp() is not allowed in TIMESTAMP BY", hint="use a field of the payload"
+                    )
+            scope = Scope([ScopeSource(source.alias, None)])
+            node.timestamp = Binder(scope, self.functions).bind(source.timestamp)
+            node.timestamp_text = show(source.timestamp)
+            node.wants |= scope.sources[0].wants
+            node.whole = scope.sources[0].whole
+        self.inputs[found] = self._add(node)
+        return self.inputs[found]
+
+    # -- one SELECT
+
+    def _select(self, select: tree.Select) -> int:
+        source = self._source(select.source)
+        scope = Scope([ScopeSource(select.source.alias, self.nodes[source].columns)])
+        plan = SelectPlan()
+        lines: list[str] = []
+        for join in select.joins:
+            self._join(join, scope, plan, lines)
+        binder = Binder(scope, self.functions)
+        self._check_star(select)
+        self._bind_rows(select, binder, plan)
+        plan.analytics = binder.analytics
+        plan.aggregates = binder.aggregates
+        node = SelectNode("select", [source], select=plan)
+        node.columns = self._columns(select, scope, plan)
+        node.lines = _describe(select, plan, binder, lines)
+        for at, one in enumerate(scope.sources[:1]):
+            node.expression_wants[at] = one.wants
+            if one.whole:
+                node.expression_whole.add(at)
+        return self._add(node)
+
+    @staticmethod
+    def _check_star(select: tree.Select) -> None:
+        for item in select.items:
+            if isinstance(item.of, tree.Star):
+                if select.grouped:
+                    fail(item.at, "SELECT * is not allowed with GROUP BY", hint="name keys and aggregates")
+                if select.joins and not item.of.parts:
+                    fail(item.at, "SELECT * is not allowed with JOIN", hint="name the columns, or write source.*")
+
+    def _bind_rows(self, select: tree.Select, binder: Binder, plan: SelectPlan) -> None:
+        if select.where is not None:
+            plan.where = binder.bind(select.where)
+        for window in select.windows:
+            if window.kind not in WINDOWS:
+                unsupported(window.at, f"{window.at.text}")
+        for key in select.group:
+            found = binder.scope.canon(key)
+            if found not in binder.group_keys:
+                plan.keys.append(binder.bind(key))
+                binder.group_keys[found] = len(plan.keys) - 1
+        plan.windows = select.windows
+        if select.grouped:
+            binder.place = "group"
+            binder.window_ids = True
+            self._refuse_plain_analytics(select, binder)
+        for item in select.items:
+            plan.columns.append(self._item(item, binder))
+        if select.having is not None:
+            binder.aliases = {
+                item.alias.lower(): item.of for item in select.items if not isinstance(item.of, tree.Star)
+            }
+            plan.having = binder.bind(select.having)
+
+    @staticmethod
+    def _refuse_plain_analytics(select: tree.Select, binder: Binder) -> None:
+        """System.Timestamp() beside a window is a key, but in SELECT it is the window's end."""
+        stamp = ("Call", "system.timestamp", (), False, None)
+        index = binder.group_keys.pop(stamp, None)
+        if index is not None:  # keep the key's place, under a name that no expression has
+            binder.group_keys[("key", index)] = index
+
+    def _item(self, item: tree.Item, binder: Binder) -> SelectColumn:
+        if not isinstance(item.of, tree.Star):
+            return SelectColumn(item.alias, binder.bind(item.of))
+        star = item.of
+        if not star.parts:
+            binder.scope.sources[0].whole = binder.scope.sources[0].whole  # passed on by _spread_wants
+            return SelectColumn("*", None, source=0)
+        at = binder.scope.named(star.parts[0]) if len(star.parts) == 1 else None
+        if at is not None:
+            return SelectColumn("*", None, source=at)
+        return SelectColumn("*", None, spread=binder.bind(tree.Name(star.at, star.parts)))
+
+    @staticmethod
+    def _columns(select: tree.Select, scope: Scope, plan: SelectPlan) -> list[str] | None:
+        names: list[str] = []
+        for column in plan.columns:
+            if column.of is not None:
+                names.append(column.name)
+                continue
+            known = scope.sources[column.source].columns if column.spread is None else None
+            if known is None:
+                return None
+            names += known
+        return list(dict.fromkeys(names))
+
+    # -- JOIN with reference data
+
+    def _join(self, join: tree.Join | tree.Apply, scope: Scope, plan: SelectPlan, lines: list[str]) -> None:
+        if isinstance(join, tree.Apply):
+            unsupported(join.at, f"{'OUTER' if join.outer else 'CROSS'} APPLY")
+        table = self._reference(join.source.name) if join.source.query is None else None
+        if table is None or join.source.name.lower() in self.steps:
+            if not any(isinstance(node, tree.Call) and node.name == "datediff" for node in tree.walk(join.on)):
+                hint = nearest(join.source.name, self.references) or "add DATEDIFF(second, a, b) BETWEEN 0 AND 5, say"
+                fail(join.at, f"the JOIN with {join.source.alias!r} has no time bound", hint=hint, code="sql.join")
+            unsupported(join.at, "a JOIN of two streams")
+        self._no_timestamp(join.source, "reference data")
+        if scope.named(join.source.alias) is not None:
+            fail(join.source.at, f"two sources are called {join.source.alias!r}", hint="give one an alias")
+        scope.sources.append(ScopeSource(join.source.alias, None))
+        position = len(scope.sources) - 1
+        stream_keys: list[Eval] = []
+        table_keys: list[Eval] = []
+        rest: list[tree.Node] = []
+        binder = Binder(scope, self.functions)
+        for part in _conjuncts(join.on):
+            sides = _equality(part, scope, position)
+            if sides is None:
+                rest.append(part)
+            else:
+                stream_keys.append(binder.bind(sides[0]))
+                table_keys.append(binder.bind(sides[1]))
+        residual = binder.bind(_together(rest)) if rest else None
+        if binder.analytics:
+            unsupported(join.at, "an analytic function in ON")
+        plan.joins.append(ReferenceJoin(table, join.left, stream_keys, table_keys, residual))
+        if table not in self.used_references:
+            self.used_references.append(table)
+        how = "by key" if stream_keys else "every pair"
+        lines.append(f"{'left ' if join.left else ''}join reference {table} ({how}): {show(join.on)}")
+
+    # -- which fields to decode
+
+    def _spread_wants(self, statements: list[tuple[str, int]]) -> None:
+        """From the outputs back to the inputs: what is asked of a node, it asks of its sources."""
+        for _, at in statements:
+            self.nodes[at].whole = True
+        for node in reversed(self.nodes):
+            if isinstance(node, UnionNode):
+                for at in node.sources:
+                    self.nodes[at].wants |= node.wants
+                    self.nodes[at].whole |= node.whole
+            elif isinstance(node, SelectNode):
+                self._pass_on(node)
+
+    def _pass_on(self, node: SelectNode) -> None:
+        source = self.nodes[node.sources[0]]
+        source.wants |= node.expression_wants[0]
+        source.whole |= 0 in node.expression_whole
+        explicit = {column.name for column in node.select.columns if column.of is not None}
+        if any(column.of is None and column.source == 0 and column.spread is None for column in node.select.columns):
+            source.wants |= node.wants - explicit
+            source.whole |= node.whole
+
+
+def _conjuncts(node: tree.Node) -> list[tree.Node]:
+    if isinstance(node, tree.Binary) and node.op == "and":
+        return [*_conjuncts(node.left), *_conjuncts(node.right)]
+    return [node]
+
+
+def _together(parts: list[tree.Node]) -> tree.Node:
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = tree.Binary(part.at, "and", whole, part)
+    return whole
+
+
+def _equality(node: tree.Node, scope: Scope, position: int) -> tuple[tree.Node, tree.Node] | None:
+    """(stream side, table side) of an equality whose sides each read one of them only."""
+    if not isinstance(node, tree.Binary) or node.op != "=":
+        return None
+    left, right = _reads(node.left, scope), _reads(node.right, scope)
+    if right == {position} and position not in left and None not in left:
+        return node.left, node.right
+    if left == {position} and position not in right and None not in right:
+        return node.right, node.left
+    return None
+
+
+def _reads(node: tree.Node, scope: Scope) -> set[int | None]:
+    return {scope.resolve(part)[0] for part in tree.walk(node) if isinstance(part, tree.Name)}
+
+
+def _describe(select: tree.Select, plan: SelectPlan, binder: Binder, joins: list[str]) -> list[str]:
+    """The stages of a SELECT, last one first, as EXPLAIN prints them."""
+    lines = ["project " + ", ".join(_described(item) for item in select.items)]
+    if select.having is not None:
+        lines.append("having " + show(select.having))
+    if plan.windows:
+        windows = ", ".join(show(window) for window in plan.windows)
+        keys = ", ".join(show(key) for key in select.group)
+        lines.append(f"group by {windows}" + (f", keys {keys}" if keys else ""))
+        for call in plan.aggregates:
+            lines[-1] += f"; {show(call.call)}"
+    if select.where is not None:
+        lines.append("filter " + show(select.where))
+    if plan.analytics:
+        lines.append("analytic " + ", ".join(show(call.call) for call in plan.analytics))
+    lines += reversed(joins)
+    if binder.per_row:
+        lines[0] += f"   [per row: {', '.join(sorted(binder.per_row))}]"
+    return lines
+
+
+def _described(item: tree.Item) -> str:
+    text = show(item.of)
+    return text if isinstance(item.of, tree.Star) or text == item.alias else f"{text} as {item.alias}"

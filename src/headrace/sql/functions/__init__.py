@@ -1,0 +1,1 @@
+"""Functions of the stream SQL, one family per file. A module here exports spec values; nothing lists them."""

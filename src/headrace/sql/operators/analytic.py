@@ -1,0 +1,251 @@
+"""LAG, LAST, ISFIRST and AnomalyDetection_SpikeAndDip: values that look back over earlier events of the same key.
+
+History is a few values per key, kept in a dictionary; a batch takes the history of just the keys it holds, computes all its
+rows at once with sorted arrays, and puts the new history back. History that is older than the duration is dropped when a
+key is seen again and, for keys gone silent, by a sweep now and then.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.core.errors import DataError
+from headrace.core.flow import Watermark
+from headrace.detect.spike_dip import SpikeDip
+from headrace.sql import values
+from headrace.sql.bind import AnalyticCall
+from headrace.sql.evaluate import Frame, truth
+from headrace.sql.keys import Key, group
+from headrace.sql.state import hashable, pack, table_values, thawed, unpack, value_table
+from headrace.sql.units import ORIGIN
+from headrace.sql.values import BIGINT, FLOAT, RECORD, Bools, Column, Constant, Ints
+
+
+class Analytic:
+    """One analytic call: a column of results for a frame, in row order."""
+
+    def process(self, frame: Frame) -> Column:
+        raise NotImplementedError
+
+    def advance(self, mark: Watermark) -> None:
+        """Forget what can never be looked at again."""
+
+    def rows(self) -> int:
+        """How many keys have state."""
+        raise NotImplementedError
+
+    def snapshot(self) -> pa.Table:
+        raise NotImplementedError
+
+    def restore(self, table: pa.Table) -> None:
+        raise NotImplementedError
+
+
+def make_analytic(call: AnalyticCall) -> Analytic:
+    """The operator behind an analytic call."""
+    if call.name == "isfirst":
+        return IsFirst(call)
+    return Spike(call) if call.name.startswith("anomaly") else Lag(call)
+
+
+def _candidates(call: AnalyticCall, frame: Frame) -> Bools:
+    return np.ones(frame.rows, np.bool_) if call.when is None else truth(call.when(frame))
+
+
+def _groups(call: AnalyticCall, frame: Frame) -> tuple[Ints, list[Key]]:
+    return group([part(frame) for part in call.partition], frame.rows)
+
+
+class Lag(Analytic):
+    """LAG(x, n, default) and LAST(x, default), which is LAG with offset 0."""
+
+    def __init__(self, call: AnalyticCall) -> None:
+        self.call = call
+        self.offset: int = call.constants[0]
+        self.keep = max(self.offset, 1)
+        self.history: dict[Key, list[tuple[int, Any]]] = {}  # oldest first, at most `keep`
+        self._swept: Watermark = 0
+
+    def process(self, frame: Frame) -> Column:
+        call = self.call
+        column = values.plain(call.args[0](frame))
+        default = call.args[1](frame) if len(call.args) > 1 else Constant(frame.rows, None)
+        candidate = _candidates(call, frame)
+        codes, keys = _groups(call, frame)
+        old_codes, old_times, old_values = self._recall(keys)
+        before = len(old_codes)
+        if before:
+            column = values.concat([values.from_values(old_values), column])
+            times = np.concatenate([np.array(old_times, np.int64), frame.times])
+            codes = np.concatenate([np.array(old_codes, np.int64), codes])
+            candidate = np.concatenate([np.ones(before, np.bool_), candidate])
+        else:
+            times = frame.times
+        order = np.argsort(codes, kind="stable")
+        chosen = self._look_back(order, codes, times, candidate)[before:]
+        self._remember(order, codes, times, candidate, column, keys)
+        found = column.take(chosen)
+        missing = chosen < 0
+        if not missing.any() or (isinstance(default, Constant) and default.value is None):
+            return found
+        return values.merge(frame.rows, [(~missing, found), (missing, default)])
+
+    def _recall(self, keys: list[Key]) -> tuple[list[int], list[int], list[Any]]:
+        codes: list[int] = []
+        times: list[int] = []
+        found: list[Any] = []
+        for code, key in enumerate(keys):
+            for time, value in self.history.get(key, ()):
+                codes.append(code)
+                times.append(time)
+                found.append(value)
+        return codes, times, found
+
+    def _look_back(self, order: Ints, codes: Ints, times: Ints, candidate: Bools) -> Ints:
+        """For each row, which row its value comes from; -1 for none within the duration."""
+        ordered = candidate[order]
+        positions = order[ordered]  # candidates, by key, then time
+        seen = np.cumsum(ordered) - (ordered if self.offset else 0)  # candidates before the row (LAST: up to it)
+        wanted = seen - max(self.offset, 1)
+        inside = wanted >= 0
+        source = np.full(len(order), -1, np.int64)
+        source[inside] = positions[wanted[inside]]
+        back = np.empty(len(order), np.int64)
+        back[order] = source
+        good = back >= 0
+        at = np.maximum(back, 0)
+        good &= codes[at] == codes
+        good &= times - times[at] < self.call.limit
+        return np.where(good, back, -1)
+
+    def _remember(
+        self, order: Ints, codes: Ints, times: Ints, candidate: Bools, column: Column, keys: list[Key]
+    ) -> None:
+        """The last `keep` candidates of every key in the batch become its history."""
+        positions = order[candidate[order]]
+        if not len(positions):
+            return
+        key_codes = codes[positions]
+        ends = np.searchsorted(key_codes, np.arange(len(keys)), side="right")
+        starts = np.maximum(np.searchsorted(key_codes, np.arange(len(keys)), side="left"), ends - self.keep)
+        lengths = ends - starts
+        total = int(lengths.sum())
+        flat = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) + np.arange(total)
+        picked = positions[flat]
+        pairs = list(zip(times[picked].tolist(), column.take(picked).to_list(), strict=True))
+        at = 0
+        for key, length in zip(keys, lengths.tolist(), strict=True):
+            if length:
+                self.history[key] = pairs[at : at + length]
+                at += length
+
+    def advance(self, mark: Watermark) -> None:
+        """Sweep once per duration: a key whose newest value is too old for any later row has no use."""
+        if mark - self._swept < self.call.limit:
+            return
+        self._swept = mark
+        limit = mark + 1 - self.call.limit
+        self.history = {key: found for key, found in self.history.items() if found[-1][0] > limit}
+
+    def rows(self) -> int:
+        return len(self.history)
+
+    def snapshot(self) -> pa.Table:
+        keys = [[thawed(part) for part in key] for key in self.history]
+        return value_table(keys, list(self.history.values()))
+
+    def restore(self, table: pa.Table) -> None:
+        self.history = {}
+        for key, found in table_values(table):
+            self.history[tuple(hashable(part) for part in key)] = [(time, value) for time, value in found]
+
+
+class IsFirst(Analytic):
+    """ISFIRST(unit, n): whether a row is the first of its key in its interval that satisfies WHEN."""
+
+    def __init__(self, call: AnalyticCall) -> None:
+        self.call = call
+        self.last: dict[Key, int] = {}  # the interval that had its first row already
+
+    def process(self, frame: Frame) -> Column:
+        candidate = _candidates(self.call, frame)
+        codes, keys = _groups(self.call, frame)
+        intervals = -((ORIGIN - frame.times) // self.call.limit)
+        known = np.array([self.last.get(key, -(1 << 62)) for key in keys], np.int64)
+        at = np.flatnonzero(candidate)
+        out = np.zeros(frame.rows, np.int64)
+        if len(at):
+            order = at[np.argsort(codes[at], kind="stable")]
+            code, interval = codes[order], intervals[order]
+            fresh = np.ones(len(order), np.bool_)
+            fresh[1:] = (code[1:] != code[:-1]) | (interval[1:] != interval[:-1])
+            out[order] = fresh & (interval != known[code])
+            for which, last in zip(code.tolist(), interval.tolist(), strict=True):
+                self.last[keys[which]] = last
+        return values.of(BIGINT, out)
+
+    def advance(self, mark: Watermark) -> None:
+        current = -((ORIGIN - mark) // self.call.limit)
+        if len(self.last) > 1000:
+            self.last = {key: interval for key, interval in self.last.items() if interval >= current}
+
+    def rows(self) -> int:
+        return len(self.last)
+
+    def snapshot(self) -> pa.Table:
+        return value_table([[thawed(part) for part in key] for key in self.last], list(self.last.values()))
+
+    def restore(self, table: pa.Table) -> None:
+        self.last = {tuple(hashable(part) for part in key): last for key, last in table_values(table)}
+
+
+class Spike(Analytic):
+    """AnomalyDetection_SpikeAndDip: a record {IsAnomaly, Score}. Nulls and rows that fail WHEN get null."""
+
+    def __init__(self, call: AnalyticCall) -> None:
+        self.call = call
+        self.ids: dict[Key, int] = {}
+        self.detector = self._new()
+
+    def _new(self) -> SpikeDip:
+        confidence, history, mode = self.call.constants
+        return SpikeDip(history, confidence, cast(Any, mode), self.call.limit)
+
+    def process(self, frame: Frame) -> Column:
+        column = values.plain(self.call.args[0](frame))
+        wrong = column.kinds() - {BIGINT, FLOAT}
+        if wrong:
+            name = values.KIND_NAMES[min(wrong)]
+            raise DataError(f"AnomalyDetection_SpikeAndDip needs numbers, not {name}", code="sql.bad_argument")
+        seen = _candidates(self.call, frame) & column.valid()
+        codes, keys = _groups(self.call, frame)
+        ids = np.array([self.ids.setdefault(key, len(self.ids)) for key in keys], np.int64)
+        at = np.flatnonzero(seen)
+        if not len(at):
+            return Column(frame.rows)
+        numbers = np.zeros(frame.rows)
+        for _, data, mask in column.parts:
+            numbers = data.astype(np.float64) if mask is None else np.where(mask, data, numbers)
+        odd, score = self.detector.score(ids[codes[at]], frame.times[at], numbers[at])
+        records = np.empty(frame.rows, object)
+        for row, flag, value in zip(at.tolist(), odd.tolist(), score.tolist(), strict=True):
+            records[row] = {"IsAnomaly": flag, "Score": value}
+        return values.of(RECORD, records, seen)
+
+    def rows(self) -> int:
+        return len(self.ids)
+
+    def snapshot(self) -> pa.Table:
+        keys = pack([[thawed(part) for part in key] for key in self.ids])
+        table = self.detector.snapshot()
+        return table.replace_schema_metadata({**(table.schema.metadata or {}), b"keys": keys})
+
+    def restore(self, table: pa.Table) -> None:
+        metadata = dict(table.schema.metadata)
+        keys = unpack(metadata.pop(b"keys"))
+        self.ids = {tuple(hashable(part) for part in key): index for index, key in enumerate(keys)}
+        self.detector = self._new()
+        self.detector.restore(table.replace_schema_metadata(metadata or None))

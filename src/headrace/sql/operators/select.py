@@ -1,0 +1,174 @@
+"""One SELECT: joins, analytic functions, WHERE, then either a projection or groups, HAVING and a projection.
+
+The stages pass frames on; only the group stage holds rows back until a watermark. A row whose expression faulted leaves at
+the stage where that happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.core.flow import MIN_WATERMARK, Watermark
+from headrace.sql import tree, values
+from headrace.sql.bind import AggregateCall, AnalyticCall
+from headrace.sql.evaluate import Eval, Frame, truth
+from headrace.sql.keys import group
+from headrace.sql.operators.analytic import make_analytic
+from headrace.sql.operators.reference_join import ReferenceJoin, ReferenceJoinOperator
+from headrace.sql.operators.windows import GroupOperator
+from headrace.sql.rows import Named, Records, Rows, Spread
+from headrace.sql.state import bytes_table, table_bytes, thawed
+
+OnFaults = Callable[[Frame], Frame]
+"""Takes a frame with faults and gives back the rows without; stops the job instead where it should."""
+
+
+@dataclass
+class SelectColumn:
+    """One item of SELECT, bound. `of` is None for stars: `source` then says whose fields, `spread` which record's."""
+
+    name: str
+    of: Eval | None
+    source: int = -1
+    spread: Eval | None = None
+
+
+@dataclass
+class SelectPlan:
+    """A SELECT, bound: everything an operator needs, and nothing that changes while it runs."""
+
+    joins: list[ReferenceJoin] = field(default_factory=list)
+    analytics: list[AnalyticCall] = field(default_factory=list)
+    where: Eval | None = None
+    keys: list[Eval] = field(default_factory=list)
+    windows: Sequence[tree.Window] = ()
+    aggregates: list[AggregateCall] = field(default_factory=list)
+    having: Eval | None = None
+    columns: list[SelectColumn] = field(default_factory=list)
+
+    @property
+    def grouped(self) -> bool:
+        return bool(self.windows)
+
+
+class SelectOperator:
+    def __init__(self, plan: SelectPlan, references: Mapping[str, pa.Table], on_faults: OnFaults) -> None:
+        self.plan = plan
+        self.on_faults = on_faults
+        self.joins = [ReferenceJoinOperator(join, references[join.table]) for join in plan.joins]
+        self.analytics = [make_analytic(call) for call in plan.analytics]
+        self.group = GroupOperator(plan.windows, self._accumulators) if plan.grouped else None
+        self.mark: Watermark = MIN_WATERMARK
+
+    def _accumulators(self) -> list[Any]:
+        return [call.spec.make(call.order, call.constants) for call in self.plan.aggregates]
+
+    def process(self, rows: Rows) -> Rows | None:
+        """Rows in time order. Groups answer later, in `advance`."""
+        frame = Frame(rows.times, [rows])
+        for join in self.joins:
+            frame = self._checked(join.process(frame))
+        if self.analytics:
+            frame.extra = [analytic.process(frame) for analytic in self.analytics]
+            frame = self._checked(frame)
+        frame = self._filter(frame, self.plan.where)
+        if frame.rows == 0:
+            return None
+        if self.group is not None:
+            self._add(frame, self.group)
+            return None
+        return self._project(self._filter(frame, self.plan.having))
+
+    def _checked(self, frame: Frame) -> Frame:
+        return self.on_faults(frame) if frame.faults else frame
+
+    def _filter(self, frame: Frame, condition: Eval | None) -> Frame:
+        if condition is None or frame.rows == 0:
+            return frame
+        keep = truth(condition(frame))
+        if frame.faults:
+            for fault in frame.faults:
+                keep[fault.row] = True  # it leaves as set aside, not as filtered
+            kept = frame.take(np.flatnonzero(keep))
+            back = np.cumsum(keep) - 1
+            kept.faults = [fault._replace(row=int(back[fault.row])) for fault in frame.faults]
+            return self.on_faults(kept)
+        return frame if keep.all() else frame.take(np.flatnonzero(keep))
+
+    def _add(self, frame: Frame, into: GroupOperator) -> None:
+        keys, args = self._inputs(frame)
+        if frame.faults:
+            frame = self.on_faults(frame)
+            if frame.rows == 0:
+                return
+            keys, args = self._inputs(frame)
+        codes, groups = group(keys, frame.rows)
+        into.process(frame.times, codes, groups, args)
+
+    def _inputs(self, frame: Frame) -> tuple[list[values.Column], list[list[values.Column]]]:
+        keys = [key(frame) for key in self.plan.keys]
+        return keys, [[arg(frame) for arg in call.args] for call in self.plan.aggregates]
+
+    def advance(self, mark: Watermark) -> Rows | None:
+        """Groups of the windows that end at or before `mark`."""
+        self.mark = max(self.mark, mark)
+        for analytic in self.analytics:
+            analytic.advance(mark)
+        closed = self.group.advance(mark) if self.group is not None else None
+        if closed is None:
+            return None
+        ends, keys, results = closed
+        columns = [values.from_values([thawed(key[index]) for key in keys]) for index in range(len(self.plan.keys))]
+        frame = Frame(ends, [], [*columns, *results])
+        frame = self._filter(frame, self.plan.having)
+        return self._project(frame) if frame.rows else None
+
+    def _project(self, frame: Frame) -> Rows | None:
+        if frame.rows == 0:
+            return None
+        found = self._items(frame)
+        if frame.faults:
+            frame = self.on_faults(frame)
+            if frame.rows == 0:
+                return None
+            found = self._items(frame)
+        origin = frame.sources[0].origin if frame.sources else None
+        return Rows(frame.times, found, origin)
+
+    def _items(self, frame: Frame) -> list[Named | Spread]:
+        items: list[Named | Spread] = []
+        names: set[str] = set()
+        for column in self.plan.columns:
+            if column.of is not None:
+                if column.name not in names:
+                    items.append(Named(column.name, column.of(frame)))
+                    names.add(column.name)
+            elif column.spread is not None:
+                items.append(Records(column.spread(frame).to_list()))
+            else:
+                for item in frame.sources[column.source].items:
+                    if not isinstance(item, Named):
+                        items.append(item)
+                    elif item.name not in names:
+                        items.append(item)
+                        names.add(item.name)
+        return items
+
+    def state_rows(self) -> int:
+        return (self.group.rows() if self.group else 0) + sum(analytic.rows() for analytic in self.analytics)
+
+    def snapshot(self) -> list[bytes]:
+        tables = [analytic.snapshot() for analytic in self.analytics]
+        return [table_bytes(table) for table in [*tables, *(self.group.snapshot() if self.group else [])]]
+
+    def restore(self, state: Sequence[bytes]) -> None:
+        tables = [bytes_table(part) for part in state]
+        for analytic, table in zip(self.analytics, tables, strict=False):
+            analytic.restore(table)
+        if self.group is not None:
+            self.group.restore(tables[len(self.analytics) :])

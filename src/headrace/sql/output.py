@@ -1,0 +1,89 @@
+"""What a run gives back: rows of an output, written as JSON column by column, and events that were set aside."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import msgspec
+
+from headrace.core.schema import EventBatch
+from headrace.sql import values
+from headrace.sql.moments import Moment, moments_text
+from headrace.sql.rows import Named, Rows
+from headrace.sql.values import DATETIME, Column, Ints
+
+
+def _enc(value: Any) -> Any:
+    if isinstance(value, Moment):
+        return str(value)
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_enc)
+
+
+@lru_cache(maxsize=256)
+def _shape(names: tuple[str, ...]) -> Any:
+    """A struct type with these JSON names: msgspec writes it several times faster than a dict."""
+    fields = [(f"f{index}", Any) for index in range(len(names))]
+    rename = {f"f{index}": name for index, name in enumerate(names)}
+    return msgspec.defstruct("Row", fields, rename=rename, gc=False)
+
+
+def json_values(column: Column) -> list[Any]:
+    """Python values ready for JSON: datetimes as ISO text."""
+    only = values.plain(column).only(DATETIME)
+    return moments_text(only) if only is not None else column.to_list()
+
+
+class OutputRows(NamedTuple):
+    """Rows of one output, in time order. `data` may hold columns that are only known per row (`SELECT *`)."""
+
+    output: str
+    times: Ints
+    data: Rows
+
+    @property
+    def rows(self) -> int:
+        return self.data.rows
+
+    @property
+    def names(self) -> list[str] | None:
+        """Column names, or None where they vary from row to row."""
+        return self.data.names
+
+    def bodies(self) -> list[bytes]:
+        """Each row as a JSON object; datetimes as ISO 8601 with seven decimals and Z."""
+        if self.rows == 0:
+            return []
+        named = [item for item in self.data.items if isinstance(item, Named)]
+        if len(named) == len(self.data.items) and named:
+            row = _shape(tuple(item.name for item in named))
+            lists = [json_values(item.column) for item in named]
+            lines = _ENCODER.encode_lines(list(map(row, *lists)))
+        else:
+            lines = _ENCODER.encode_lines(self.data.records())
+        return lines.split(b"\n")[:-1]
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column; datetimes are `moments.Moment`."""
+        return self.data.column(name).to_list()
+
+    def to_pylist(self) -> list[dict[str, Any]]:
+        """Rows as dicts of Python values."""
+        return self.data.records()
+
+
+class SetAsideRows(NamedTuple):
+    """Events that were not used: whose, which, why (a stable word), and a detail for each."""
+
+    input: str
+    events: EventBatch
+    reason: str
+    details: list[str]
+
+
+class Results(NamedTuple):
+    rows: list[OutputRows]
+    set_aside: list[SetAsideRows]

@@ -1,0 +1,41 @@
+"""Every case of the conformance set and of our own: straight, at small batch sizes, and killed at every batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asa_case
+import pytest
+
+from headrace.sql.errors import SqlError
+
+SHARED = Path("/work/shared/conformance/asa")
+OWN = Path(__file__).parent / "cases"
+UNSUPPORTED = set((Path(__file__).parent / "unsupported.txt").read_text().split())
+CASES = sorted(SHARED.glob("*.yaml")) + sorted(OWN.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_a_case_gives_its_rows_however_it_is_cut(path: Path) -> None:
+    case = asa_case.load(path)
+    if case["name"] in UNSUPPORTED:
+        with pytest.raises(SqlError) as caught:
+            asa_case.compiled(case)
+        assert caught.value.code == "sql.unsupported"
+        assert caught.value.line >= 1
+        return
+    if "expect_error" in case:
+        asa_case.expect_error(case)
+        return
+    straight = asa_case.run(case)
+    asa_case.check(case, straight)
+    for size in (1, 7):
+        assert repr(asa_case.run(case, batch_size=size)) == repr(straight), f"batch size {size} changes the rows"
+    for size in (1, 7):
+        assert repr(asa_case.run(case, batch_size=size, kill=True)) == repr(straight), "a restored run gives other rows"
+
+
+def test_the_conformance_set_is_there() -> None:
+    if not SHARED.exists():
+        pytest.skip("the conformance cases are not on this machine")
+    assert len(list(SHARED.glob("*.yaml"))) > 100
