@@ -16,7 +16,7 @@ from headrace.cli.replay import send_file
 from headrace.cli.session import err, out, run
 from headrace.cli.simulate import send
 from headrace.cli.up import start_detached, stop
-from headrace.cli import runstate
+from headrace.core import runstate
 from headrace.core.clock import SystemClock
 from headrace.core.config import FILE_NAME, load_project
 

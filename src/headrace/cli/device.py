@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,14 +41,45 @@ def create(
     async def work() -> None:
         platform = assembly.Platform(load_project(project))
         try:
-            device = await platform.device_commands.create(id, entity_id=entity or id, site=site or None)
-            text = build(platform.hostname, device)
+            device = await platform.device_commands.create(id, entity_id=entity or id, site=site)
+            text = build(platform.hostname, device.id, device.primary_key)
             if as_json:
                 print_json({"deviceId": device.id, "connectionString": text, "status": device.status})
             else:
                 print(text)
         finally:
             await platform.close()
+
+    run(work())
+
+
+@devices.command("create-many")
+def create_many(
+    count: Annotated[int, typer.Option(help="How many.", min=1)],
+    prefix: Annotated[str, typer.Option(help="Their ids are PREFIX-00001 and so on.")] = "device",
+    site: Annotated[str, typer.Option(help="Where they stand.")] = "",
+    file: Annotated[Path | None, typer.Option("--out", help="Write {device: connection string} to this file.")] = None,
+    project: ProjectOption = None,
+) -> None:
+    """Register many devices at once; those that exist keep their keys.
+
+    Example: headrace device create-many --count 1000 --prefix press --out keys.json
+    """
+
+    async def work() -> None:
+        platform = assembly.Platform(load_project(project))
+        try:
+            ids = [f"{prefix}-{number:05d}" for number in range(1, count + 1)]
+            strings = await platform.device_strings(ids, [site] * count)
+        finally:
+            await platform.close()
+        text = json.dumps(strings, indent=1)
+        if file is None:
+            print(text)
+        else:
+            file.touch(mode=0o600)
+            file.write_text(text)
+            out.print(f"{count:,} devices; keys in {file}", markup=False)
 
     run(work())
 
@@ -61,7 +94,8 @@ def connection_string(id: DeviceId, project: ProjectOption = None, as_json: Json
     async def work() -> None:
         platform = assembly.Platform(load_project(project))
         try:
-            text = build(platform.hostname, await platform.device_queries.get(id))
+            device = await platform.device_queries.get(id)
+            text = build(platform.hostname, id, device.primary_key)
             if as_json:
                 print_json({"deviceId": id, "connectionString": text})
             else:

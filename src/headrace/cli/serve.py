@@ -12,8 +12,8 @@ import typer
 from prometheus_client import start_http_server
 
 from headrace import assembly
-from headrace.cli import runstate
 from headrace.cli.session import ProjectOption, run
+from headrace.core import runstate
 from headrace.core.config import Project, load_project
 from headrace.core.errors import HeadraceError
 from headrace.core.observe import logs

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -14,13 +15,13 @@ from rich.text import Text
 
 from headrace import assembly
 from headrace.blueprints.spec import Simulation
-from headrace.cli import runstate
 from headrace.cli.init import blueprint
 from headrace.cli.session import ProjectOption, err, run
+from headrace.core import runstate
 from headrace.core.clock import SystemClock
 from headrace.core.config import Project, load_project
 from headrace.core.errors import Unavailable, UserError
-from headrace.gateway.client import DeviceClient
+from headrace.gateway.client import DeviceClient, Message
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +62,7 @@ async def send(project: Project, plant: Simulation, *, period_s: float, duration
                 bodies = plant.step()
                 due = started + (sent // len(clients)) * period_s
                 sent += await _spread(clients, bodies, due, period_s, stop)
-                acked = sum(client.acknowledged for client in clients)
+                acked = sum(client.acked for client in clients)
                 seconds = time.monotonic() - started
                 live.update(
                     Text(f"{len(clients)} devices  {sent:,} sent  {acked:,} acknowledged  {sent / seconds:,.0f}/s")
@@ -69,14 +70,12 @@ async def send(project: Project, plant: Simulation, *, period_s: float, duration
         for client in clients:
             await client.drain(timeout_s=10)
     finally:
-        acked = sum(client.acknowledged for client in clients)
+        acked = sum(client.acked for client in clients)
         await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
         err.print(f"{sent:,} sent, {acked:,} acknowledged (each is on disk), {len(clients)} devices")
 
 
-async def connect(
-    project: Project, devices: list[str] | tuple[str, ...], sites: list[str] | tuple[str, ...]
-) -> list[DeviceClient]:
+async def connect(project: Project, devices: Sequence[str], sites: Sequence[str]) -> list[DeviceClient]:
     """A connected client for each device, registering those that are new. Raises Unavailable when no gateway runs."""
     state = runstate.read(project, "gateway")
     if state is None or state.state != "ready":
@@ -93,7 +92,7 @@ async def connect(
 
 
 async def _spread(
-    clients: list[DeviceClient], bodies: list[bytes], due: float, period_s: float, stop: asyncio.Event
+    clients: list[DeviceClient], bodies: Sequence[bytes], due: float, period_s: float, stop: asyncio.Event
 ) -> int:
     """Send one body a client, spread evenly over the period in slices of about 10 ms. Returns how many were sent."""
     slices = max(1, min(len(clients), int(period_s / 0.01)))
@@ -106,5 +105,5 @@ async def _spread(
         if stop.is_set():
             return first
         for client, body in zip(clients[first : first + size], bodies[first : first + size], strict=True):
-            await client.publish_many([(body, None, "application/json")])
+            await client.publish_many([Message(body)])
     return len(clients)

@@ -8,7 +8,6 @@ import typer
 from rich.table import Table
 
 from headrace import assembly
-from headrace.cli import runstate
 from headrace.cli.session import JsonOption, ProjectOption, out, print_json, run
 from headrace.core.config import Project, load_project
 
@@ -22,8 +21,7 @@ def status(project: ProjectOption = None, as_json: JsonOption = False) -> None:
 
     Example: headrace status --json
     """
-    loaded = load_project(project)
-    found = run(gather(loaded))
+    found = run(_gather(load_project(project)))
     if as_json:
         print_json(found)
     else:
@@ -32,32 +30,10 @@ def status(project: ProjectOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-async def gather(project: Project) -> dict[str, Any]:
-    """The whole status as plain data."""
-    states = {state.part: state for state in runstate.read_all(project)}
-    used = runstate.usage(list(states.values()))
-    wanted = ["supervisor", *assembly.parts(project.settings)]
+async def _gather(project: Project) -> dict[str, Any]:
     platform = assembly.Platform(project)
     try:
-        runtime = {document.id: document.body for document in await platform.docs.query("runtime")}
-        parts = [
-            {
-                "part": part,
-                "state": states[part].state if part in states else "stopped",
-                "pid": states[part].pid if part in states else None,
-                "problem": states[part].problem if part in states else "",
-                "addresses": states[part].addresses if part in states else {},
-                **used.get(part, {}),
-            }
-            for part in wanted
-        ]
-        return {
-            "project": project.settings.project.name,
-            "folder": str(project.folder),
-            "healthy": all(part["state"] == "ready" for part in parts),
-            "parts": parts,
-            "work": sorted(runtime.values(), key=lambda body: (str(body.get("part")), str(body.get("name")))),
-        }
+        return await assembly.Status(platform).report()
     finally:
         await platform.close()
 

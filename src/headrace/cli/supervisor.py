@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from headrace.cli import runstate
+from headrace.core import runstate
 from headrace.core.config import Project
 from headrace.core.errors import Unavailable
 

@@ -18,15 +18,17 @@ import structlog
 import typer
 
 from headrace import assembly
-from headrace.cli import runstate
 from headrace.cli.init import make_project
 from headrace.cli.session import ProjectOption, err, out, run
 from headrace.cli.supervisor import Supervisor, detach
+from headrace.core import runstate
 from headrace.core.config import FILE_NAME, Project, load_project
 from headrace.core.errors import Conflict, HeadraceError, Unavailable
 from headrace.core.observe import logs
+from headrace.warehouse.server import PostgresServer
 
 DOWN_TIMEOUT_S = 60.0
+DATABASE_CHECK_S = 1.0
 
 
 def register(app: typer.Typer) -> None:
@@ -99,7 +101,10 @@ async def serve_all(project: Project, ready_timeout_s: float) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop_asked.set)
         out.print(f"headrace: starting [bold]{project.settings.project.name}[/] in {project.folder}")
-        prepared = await asyncio.to_thread(assembly.prepare, project, lambda text: out.print(f"  {text}", markup=False))
+        server = await assembly.prepare(project, lambda text: out.print(f"  {text}", markup=False))
+        database = asyncio.create_task(_keep_database(server))
+        if server is not None:
+            own.addresses["warehouse"] = server.url
         supervisor = Supervisor(project, assembly.parts(project.settings), report=_report)
         try:
             starting = asyncio.create_task(supervisor.start(ready_timeout_s=ready_timeout_s))
@@ -119,8 +124,25 @@ async def serve_all(project: Project, ready_timeout_s: float) -> None:
             raise
         finally:
             await supervisor.stop()
-            await asyncio.to_thread(prepared.close)
+            database.cancel()
+            await asyncio.gather(database, return_exceptions=True)
+            if server is not None:
+                await server.stop()
             runstate.forget(project, "supervisor")
+
+
+async def _keep_database(server: PostgresServer | None) -> None:
+    """Start our own PostgreSQL again when it dies; its clients wait for it meanwhile."""
+    log = structlog.get_logger()
+    while server is not None:
+        await asyncio.sleep(DATABASE_CHECK_S)
+        if problem := server.problem():
+            log.warning("database.died", problem=problem)
+            _report("warehouse", "died; starting again")
+            try:
+                await server.start()
+            except HeadraceError as exc:
+                log.error("database.not_started", problem=str(exc))
 
 
 def stop(project: Project) -> None:

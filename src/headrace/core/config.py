@@ -167,6 +167,7 @@ class ModelConfig(Section, frozen=True):
     algorithm: str = "gradient_boosting"
     task: Literal["regression", "classification"] = "regression"
     target: str = ""
+    group: str = ""  # the column whose rows belong together, so that a machine is never in both halves of the split
     training: str = ""  # CSV/Parquet in the project, or `blueprint` for its simulator
 
 
