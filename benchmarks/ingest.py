@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import structlog
 import uvloop
 
 from headrace.core.clock import Clock, SystemClock, to_iso
@@ -318,4 +319,7 @@ def _measure_own(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(20)
+    )
     sys.exit(main())

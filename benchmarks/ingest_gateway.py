@@ -1,6 +1,7 @@
-"""The gateway that `ingest.py --self` measures: SQLite log, documents in memory, in the folder given. Stops when stdin ends.
+"""The gateway that `ingest.py --self` measures, and that the kill test kills: SQLite log and documents in the folder given.
 
-At its end it reads the log back and compares it with the list of acknowledged ids, so that the figure is of true work.
+Prints one line when it listens; stops when its stdin ends, then prints what it used and how many acknowledged ids (file
+`acked`) the log holds, lacks or holds twice. Started again in the same folder it listens on the same ports.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvloop
@@ -24,7 +26,7 @@ from headrace.devices.authority import DevelopmentAuthority
 from headrace.devices.commands import DeviceCommands
 from headrace.devices.model import Draft
 from headrace.devices.queries import DeviceDirectory
-from headrace.docstore.memory import MemoryDocStore
+from headrace.docstore.sqlite import SqliteDocStore
 from headrace.eventlog.contract import EventLog
 from headrace.eventlog.sqlite import SqliteEventLog
 from headrace.gateway.server import Gateway
@@ -33,55 +35,56 @@ HOST = "127.0.0.1"
 
 
 async def serve(folder: Path, devices: int) -> None:
-    clock = SystemClock()
-    log = SqliteEventLog(folder / "log", clock)
-    docs = MemoryDocStore(clock)
-    made = await DeviceCommands(docs, clock, os.urandom).create_many([Draft(id=f"dev-{n}") for n in range(devices)])
-    keys = {device.id: connection_string.build(HOST, device.id, device.primary_key) for device in made}
-    (folder / "devices.json").write_text(json.dumps(keys))
+    clock, metrics = SystemClock(), Metrics()
+    log, docs = SqliteEventLog(folder / "log", clock), SqliteDocStore(folder / "docs.sqlite", clock)
     directory = DeviceDirectory(docs, clock=clock)
     await directory.open()
+    if not len(directory):
+        made = await DeviceCommands(docs, clock, os.urandom).create_many([Draft(id=f"dev-{n}") for n in range(devices)])
+        keys = {device.id: connection_string.build(HOST, device.id, device.primary_key) for device in made}
+        (folder / "devices.json").write_text(json.dumps(keys))
+        await directory.open()
     authority = DevelopmentAuthority(folder / "authority", clock)
+    kept = folder / "ports.json"
+    ports: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"tls_port": 0, "plain_port": 0}
     gateway = Gateway(
-        GatewayConfig(mqtt_port=0, https_port=0, plain_mqtt_port=0),
+        GatewayConfig(mqtt_port=ports["tls_port"], https_port=-1, plain_mqtt_port=ports["plain_port"]),
         log=log,
         docs=docs,
         directory=directory,
         authority=authority,
         clock=clock,
-        metrics=Metrics(),
+        metrics=metrics,
         ids=EventIds(os.urandom(16)),
     )
-    ports = await gateway.start()
-    print(
-        json.dumps({"tls_port": ports.mqtt_port, "plain_port": ports.plain_port, "ca": str(authority.ca_path)}),
-        flush=True,
-    )
-    began = resource.getrusage(resource.RUSAGE_SELF)
+    listening = await gateway.start()
+    ports = {"tls_port": listening.mqtt_port, "plain_port": listening.plain_port, "ca": str(authority.ca_path)}
+    kept.write_text(json.dumps(ports))
+    print(json.dumps(ports), flush=True)
+    began = _cpu_s()
     await asyncio.to_thread(sys.stdin.read)
-    ended = resource.getrusage(resource.RUSAGE_SELF)
+    used = {
+        "gateway_cpu_s": round(_cpu_s() - began, 2),
+        "gateway_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
     await gateway.stop()
-    print(
-        json.dumps(
-            await checked(log, folder)
-            | {
-                "gateway_cpu_s": round(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime, 2),
-                "gateway_rss_mb": ended.ru_maxrss // 1024,
-                "rows_per_batch": round(_value(gateway, "events") / max(1.0, _value(gateway, "batches"))),
-            }
-        ),
-        flush=True,
-    )
+    rows, batches = (_total(metrics, f"headrace_gateway_{what}_total") for what in ("events", "batches"))
+    print(json.dumps(used | {"rows_per_batch": round(rows / max(1, batches))} | await checked(log, folder)), flush=True)
     await log.close()
+    await docs.close()
 
 
-def _value(gateway: Gateway, what: str) -> float:
-    found = {"events": gateway.ingress._events_total, "batches": gateway.ingress._batches_total}[what]
-    return float(found._value.get())
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _total(metrics: Metrics, name: str) -> float:
+    return metrics.registry.get_sample_value(name) or 0.0
 
 
 async def checked(log: EventLog, folder: Path) -> dict[str, object]:
-    """Every acknowledged id exactly once in the log."""
+    """How the log compares with the list of acknowledged ids: the list is the judge, the log is what is judged."""
     acked = (folder / "acked").read_text().split()
     stored: list[str] = []
     positions: tuple[int, ...] = ()
