@@ -35,6 +35,7 @@ class Stored(NamedTuple):
     starts: Positions
     counts: Positions
     rows: pa.RecordBatch  # STORED_SCHEMA
+    size: int  # of `rows` in memory, bytes, about
 
     @property
     def ends(self) -> Positions:
@@ -65,7 +66,7 @@ def partitioned(batch: EventBatch, partitions: int) -> Partitioned:
     if np.all(partition[1:] >= partition[:-1]):
         return Partitioned(rows, partition)
     order = np.argsort(partition, kind="stable")
-    return Partitioned(rows.take(pa.array(order)), partition[order])
+    return Partitioned(rows.take(_array(order)), partition[order])
 
 
 REQUIRED = [index for index, field in enumerate(STORED_SCHEMA) if not field.nullable]
@@ -114,28 +115,50 @@ class Cut:
 
     def take(self, batch: Stored) -> bool:
         """Take what fits of the next stored batch. True when the slice is full or `until` is reached."""
+        whole = self._take_whole(batch) or self._take_part(batch)
+        self.frontier = batch.enqueued if whole else batch.enqueued - 1
+        return not whole or self.rows >= self._rows_max or self._bytes >= SLICE_BYTES_MAX or self.done
+
+    def _take_whole(self, batch: Stored) -> bool:
+        """Take a batch that fits as it is, which nearly all do; False when it does not."""
+        rows, ends = batch.rows.num_rows, batch.ends
+        if (
+            rows != sum(batch.counts)
+            or self.rows + rows > self._rows_max
+            or any(map(int.__lt__, batch.starts, self.positions))
+            or any(map(int.__gt__, ends, self._until))
+        ):
+            return False
+        if rows:
+            places = zip(batch.starts, batch.counts, strict=True)
+            self._runs += [(p, start, count, batch.enqueued) for p, (start, count) in enumerate(places) if count]
+            self._add(batch.rows, batch.size)
+            self.positions = list(ends)
+        return True
+
+    def _take_part(self, batch: Stored) -> bool:
+        """Take what fits, partition by partition; True when nothing of the batch is left to read."""
         whole, row = True, 0
         for partition, (start, count) in enumerate(zip(batch.starts, batch.counts, strict=True)):
             first = max(start, self.positions[partition])
             last = min(start + count, self._until[partition], first + self._rows_max - self.rows)
             if last > first:
                 self._runs.append((partition, first, last - first, batch.enqueued))
-                self._add(batch.rows, row + first - start, last - first)
+                self._add(batch.rows.slice(row + first - start, last - first), batch.size)
                 self.positions[partition] = last
             whole = whole and self.positions[partition] >= start + count
             row += count
-        self.frontier = batch.enqueued if whole else batch.enqueued - 1
-        return not whole or self.rows >= self._rows_max or self._bytes >= SLICE_BYTES_MAX or self.done
+        return whole
 
     @property
     def done(self) -> bool:
         """Whether `until` has been reached."""
         return all(map(int.__ge__, self.positions, self._until))
 
-    def _add(self, rows: pa.RecordBatch, start: int, count: int) -> None:
-        self._bytes += rows.nbytes * count // rows.num_rows
-        self.rows += count
-        self._pieces.append(rows.slice(start, count))
+    def _add(self, rows: pa.RecordBatch, size: int) -> None:
+        self._bytes += size
+        self.rows += rows.num_rows
+        self._pieces.append(rows)
 
     def slice(self, columns: Sequence[str] | None = None) -> Slice:
         return Slice(self.batch(columns), tuple(self.positions), self.frontier)
@@ -144,24 +167,29 @@ class Cut:
         """The rows gathered, concatenated once: LOG_SCHEMA, or those of its columns that were asked for."""
         names = LOG_SCHEMA.names if columns is None else _known(columns)
         kept = [name for name in STORED_SCHEMA.names if name in names]
-        gathered = {name: _joined([piece.column(name) for piece in self._pieces], name) for name in kept}
+        table = pa.Table.from_batches(self._pieces, STORED_SCHEMA).select(kept).combine_chunks()
+        gathered = {name: _only_chunk(column) for name, column in zip(kept, table.columns, strict=True)}
         runs = np.array(self._runs, dtype=np.int64).reshape(-1, 4)
         counts = runs[:, 2]
         if "_enqueued" in names:
-            gathered["_enqueued"] = pa.array(np.repeat(runs[:, 3], counts))
+            gathered["_enqueued"] = _array(np.repeat(runs[:, 3], counts))
         if "_partition" in names:
-            gathered["_partition"] = pa.array(np.repeat(runs[:, 0].astype(np.int32), counts))
+            gathered["_partition"] = _array(np.repeat(runs[:, 0].astype(np.int32), counts))
         if "_offset" in names:
             before = np.cumsum(counts) - counts
-            gathered["_offset"] = pa.array(np.arange(self.rows) + np.repeat(runs[:, 1] - before, counts))
+            gathered["_offset"] = _array(np.arange(self.rows) + np.repeat(runs[:, 1] - before, counts))
         schema = pa.schema([field for field in LOG_SCHEMA if field.name in names])
         return pa.RecordBatch.from_arrays([gathered[name] for name in schema.names], schema=schema)
 
 
-def _joined(pieces: list[pa.Array], name: str) -> pa.Array:
-    if len(pieces) == 1:
-        return pieces[0]
-    return pa.concat_arrays(pieces) if pieces else pa.array([], STORED_SCHEMA.field(name).type)
+def _array(values: np.ndarray[Any, np.dtype[Any]]) -> pa.Array:
+    """An Arrow array over a NumPy one. pa.array would first ask pandas what it is, which costs more than small batches do."""
+    kind = pa.int32() if values.dtype == np.int32 else pa.int64()
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _known(columns: Iterable[str]) -> set[str]:

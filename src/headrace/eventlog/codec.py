@@ -56,4 +56,9 @@ def decode(data: bytes) -> pa.RecordBatch:
     return pa.ipc.read_record_batch(_LZ4.decompress(body, size) if compressed else body, STORED_SCHEMA)
 
 
+def size_of(data: bytes) -> int:
+    """Bytes that the decoded rows take in memory."""
+    return int(_HEADER.unpack_from(data)[3]) if data else 0
+
+
 _LZ4 = pa.Codec("lz4_raw")

@@ -66,7 +66,7 @@ class MemoryEventLog:
         again[mask] = found.recent.duplicates(keys, at)
         rows = given.rows.filter(pa.array(~again)) if again.any() else given.rows
         counts = counts_of(given.partition[~again], self._partitions)
-        stored = Stored(at, found.next, counts, rows)
+        stored = Stored(at, found.next, counts, rows, int(rows.nbytes))
         fresh = keys[~again[mask]]
         found.recent.add(fresh, np.full(len(fresh), at))
         found.received = _plus(found.received, counts_of(given.partition, self._partitions))
@@ -128,7 +128,7 @@ class MemoryEventLog:
     async def trim(self, stream: str, before: int) -> int:
         found = self._stream(stream)
         index = found.first(lambda batch: batch.enqueued >= before)
-        freed = sum(int(batch.rows.nbytes) for batch in found.batches[:index])
+        freed = sum(batch.size for batch in found.batches[:index])
         del found.batches[:index]
         return freed
 
@@ -137,7 +137,7 @@ class MemoryEventLog:
 
     async def stats(self, stream: str) -> StreamStats:
         found = self._stream(stream)
-        size = sum(int(batch.rows.nbytes) for batch in found.batches)
+        size = sum(batch.size for batch in found.batches)
         return StreamStats(found.received, found.duplicates, found.earliest, found.next, size)
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from headrace.core.errors import UserError
 from headrace.core.schema import EventBatch
 from headrace.eventlog import lookup
 from headrace.eventlog.batches import NEVER, Cut, Stored
-from headrace.eventlog.codec import NO_ROWS, decode
+from headrace.eventlog.codec import NO_ROWS, decode, size_of
 from headrace.eventlog.contract import Positions, Slice, StreamStats, Trimmed
 from headrace.eventlog.storage import LogDamaged, open_stream, translated
 
@@ -37,7 +37,7 @@ class StreamReader:
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._hints: OrderedDict[Positions, int] = OrderedDict()  # positions -> the batch to go on with
-        self._decoded: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._decoded: OrderedDict[int, tuple[pa.RecordBatch, int]] = OrderedDict()
         self._decoded_bytes = 0
         with self._snapshot() as connection:
             self.partitions = len(lookup.head(connection).next)
@@ -110,33 +110,33 @@ class StreamReader:
             seq = found.seq if found else head.seq + 1
         for place in lookup.places(connection, seq):
             wanted = any(map(int.__gt__, place.ends, cut.positions)) and any(place.counts)
-            rows = self._rows(connection, place.seq) if wanted else NO_ROWS
+            rows, size = self._rows(connection, place.seq) if wanted else (NO_ROWS, 0)
             seq = place.seq
-            if cut.take(Stored(place.enqueued, place.starts, place.counts, rows)):
+            if cut.take(Stored(place.enqueued, place.starts, place.counts, rows, size)):
                 break
         with self._lock:  # the next batch to read is this one (cut in two) or one after it
             self._hints[tuple(cut.positions)] = seq
             if len(self._hints) > _HINTS:
                 self._hints.popitem(last=False)
 
-    def _rows(self, connection: sqlite3.Connection, seq: int) -> pa.RecordBatch:
+    def _rows(self, connection: sqlite3.Connection, seq: int) -> tuple[pa.RecordBatch, int]:
+        """The rows of a batch and their size in bytes, decoded once for all who read at about the same place."""
         with self._lock:
             known = self._decoded.get(seq)
-            if known is not None:
-                self._decoded.move_to_end(seq)
-                return known
+        if known is not None:
+            return known
         data = connection.execute("SELECT data FROM batches WHERE seq = ?", (seq,)).fetchone()[0]
         try:
-            rows = decode(data)
+            found = decode(data), size_of(data)
         except (ValueError, OSError) as exc:
             raise LogDamaged(f"{self._path}: batch {seq} cannot be read: {exc}") from exc
         with self._lock:
             if seq not in self._decoded:
-                self._decoded[seq] = rows
-                self._decoded_bytes += rows.nbytes
+                self._decoded[seq] = found
+                self._decoded_bytes += found[1]
             while len(self._decoded) > _CACHED_BATCHES or self._decoded_bytes > _CACHED_BYTES:
-                self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
-        return rows
+                self._decoded_bytes -= self._decoded.popitem(last=False)[1][1]
+        return found
 
     def _stamp(self, connection: sqlite3.Connection, head: lookup.Head, positions: Positions) -> int:
         found = lookup.first(connection, head.seq, lookup.reaching(positions))

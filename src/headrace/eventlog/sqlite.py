@@ -92,7 +92,7 @@ class SqliteEventLog:
         while piece is None or await self._grown(stream, turn, now + wait_s):
             turn = self._wakes.turn(stream)
             piece = await self._read(reader.merged, positions, rows_max=rows_max, until=until, columns=columns)
-            if piece.batch.num_rows or piece.positions == until:
+            if piece.batch.num_rows or (until and all(map(int.__ge__, piece.positions, until))):
                 break
             known = self._frontiers.known(stream, piece.positions) or await self._read(reader.stamp, piece.positions)
             if piece.frontier > known:
