@@ -7,6 +7,7 @@ one by one when reading them together failed. Field names match exactly first, t
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from headrace.sql import values
 from headrace.sql.values import DATETIME, INT_MAX, INT_MIN, TEXT, Bools, Column, Ints
 
 _UNSET = msgspec.UNSET
+_UNSET_TYPE = type(_UNSET)
 _RECORDS = msgspec.json.Decoder(dict[str, Any])
 VIRTUAL = ("eventenqueuedutctime", "eventprocessedutctime", "partitionid", "iothub")
 """Names that every event has beside its payload; never part of `*`. Fields of that name in the payload win."""
@@ -50,6 +52,7 @@ class Decoder:
         rename = {f"f{index}": name for index, name in enumerate(self.names)}
         struct = msgspec.defstruct("Fields", fields, rename=rename, gc=False)
         self._lines = msgspec.json.Decoder(struct)
+        self._pick = [operator.attrgetter(field) for field, _, _ in fields]
 
     def bad_rows(self, bodies: pa.Array) -> dict[int, str]:
         """Rows that are no JSON object, with what is wrong. Called where reading all together failed."""
@@ -72,20 +75,19 @@ class Decoder:
         objects = self._read(bodies, self._lines)
         if objects is None:
             return None
-        if not self.names:
-            return {}
-        rows = map(msgspec.structs.astuple, objects)
-        return dict(zip(self.names, map(list, zip(*rows, strict=True)), strict=True)) if objects else {}
+        return {name: list(map(pick, objects)) for name, pick in zip(self.names, self._pick, strict=True)}
 
     def _read(self, bodies: pa.Array, decoder: msgspec.json.Decoder[Any]) -> list[Any] | None:
         rows = len(bodies)
         if rows == 0:
             return []
-        joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), bodies), b"\n")[0].as_py()
+        lines = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), bodies), b"\n")
+        joined = lines[0].as_buffer()
+        marks = np.frombuffer(joined, np.uint8)
         try:
-            if not joined.isascii():
-                joined.decode()  # skipped fields must be UTF-8 too, else the answer would depend on what is read
-            if joined.count(b"\n") == rows - 1:  # else a body holds a line break of its own
+            if len(marks) and marks.max() > 127:
+                str(joined, "utf-8")  # skipped fields must be UTF-8 too, else the answer would depend on what is read
+            if np.count_nonzero(marks == 10) == rows - 1:  # else a body holds a line break of its own
                 found = decoder.decode_lines(joined)
                 return found if len(found) == rows else None
             return [decoder.decode(body) if decoder is _RECORDS else self._one(body) for body in bodies.to_pylist()]
@@ -189,12 +191,13 @@ class _Decoded(Payload):
         self._records = [_RECORDS.decode(body) for body in self._events.column("_body").to_pylist()]
 
     def _finish(self, name: str, found: list[Any]) -> Column:
-        if _UNSET in found:
+        types = set(map(type, found))
+        if _UNSET_TYPE in types:
             found = self._other_spellings(name, found)
-        for value in found:
-            if type(value) in (dict, list) and not _fits(value):
-                raise OverflowError
-        return values.from_values(found)
+            types = set(map(type, found))
+        if (dict in types or list in types) and not all(map(_fits, found)):
+            raise OverflowError
+        return values.from_values(found, types)
 
     def _other_spellings(self, name: str, found: list[Any]) -> list[Any]:
         """Fill in fields that only differ in case. Looks into a body again only where the name stands in it at all."""

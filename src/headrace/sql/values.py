@@ -245,10 +245,10 @@ def typed(kind: int, values: Sequence[Any]) -> Any:
     return data
 
 
-def from_values(values: Sequence[Any]) -> Column:
-    """A column from Python values; integers must fit 64 bits."""
+def from_values(values: Sequence[Any], types: set[type] | None = None) -> Column:
+    """A column from Python values; integers must fit 64 bits. `types` are the values' types where known already."""
     rows = len(values)
-    types = set(map(type, values))
+    types = set(map(type, values)) if types is None else set(types)
     if len(types) == 1:
         kind = _KIND_OF[types.pop()]
         return Column(rows) if kind < 0 or rows == 0 else Column(rows, [Part(kind, typed(kind, values), None)])
