@@ -186,3 +186,16 @@ def test_streams_have_tables_by_layer() -> None:
 def test_names_that_would_leave_the_lake_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="not a lake table"):
         layout.parse_table(name)
+
+
+def test_a_folder_name_that_delta_cannot_handle_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"refuse '\['"):
+        DeltaLake(tmp_path / "a [b]", ManualClock())
+
+
+def test_a_folder_name_with_spaces_and_quotes_works(tmp_path: Path) -> None:
+    lake = DeltaLake(tmp_path / "a lake's #1? \u00e4", ManualClock())
+    lake.append(TABLE, rows(0, 2), producer="p", epoch=0)
+    snapshot = lake.snapshot(TABLE, "p")
+    assert lake.counts(TABLE) == {("telemetry", 0): 2}
+    assert [Path(name).exists() for name in snapshot.files or ()] == [True]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 
 class TableInfo(NamedTuple):
@@ -14,6 +15,15 @@ class TableInfo(NamedTuple):
     files: int
     bytes: int
     version: int
+
+
+class Snapshot(NamedTuple):
+    """One version of a table: its rows, and what a producer said with the last append that is in it."""
+
+    schema: pa.Schema
+    files: tuple[str, ...] | None  # Parquet files on this machine (`_date` is in their paths); None: ask the dataset
+    dataset: Callable[[], ds.Dataset]
+    properties: dict[str, str]
 
 
 class Lake(Protocol):
@@ -34,6 +44,14 @@ class Lake(Protocol):
 
     def last_properties(self, table: str, producer: str) -> dict[str, str]:
         """The `properties` of the producer's last append; empty when it never wrote. Survives compaction and clean-up."""
+        ...
+
+    def names(self) -> list[str]:
+        """The tables' names, sorted. Cheaper than `tables`."""
+        ...
+
+    def snapshot(self, table: str, producer: str) -> Snapshot:
+        """A version to query lazily. Its files stay for an hour at least. NotFound if there is no table."""
         ...
 
     def scan(

@@ -10,11 +10,11 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import structlog
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError, TableNotFoundError
@@ -22,7 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchEr
 from headrace.core.clock import TICKS_PER_S, Clock, to_datetime
 from headrace.core.errors import DataError, NotFound, Unavailable, nearest
 from headrace.lake import compact, files, layout, marks
-from headrace.lake.contract import TableInfo
+from headrace.lake.contract import Snapshot, TableInfo
 
 log = structlog.get_logger()
 
@@ -38,6 +38,8 @@ class DeltaLake:
     """`storage_options` are object_store's (for a URL in place of a folder). Safe to use from several threads and processes."""
 
     def __init__(self, folder: Path, clock: Clock, *, storage_options: Mapping[str, str] | None = None) -> None:
+        if storage_options is None:
+            files.check_folder(folder)
         self._folder = folder
         self._clock = clock
         self._options = dict(storage_options) if storage_options else None
@@ -87,11 +89,16 @@ class DeltaLake:
         found = self._load(table)
         return {} if found is None else marks.properties(producer, found.transaction_version)
 
-    def snapshot(self, table: str, producer: str) -> tuple[ds.Dataset, dict[str, str]]:
-        """The table's rows, to be read lazily, and the producer's last properties, both of one version."""
+    def names(self) -> list[str]:
+        return files.tables_in(self._folder)
+
+    def snapshot(self, table: str, producer: str) -> Snapshot:
         found = self._get(table)
         with _io(table):
-            return found.to_pyarrow_dataset(), marks.properties(producer, found.transaction_version)
+            plain = self._options is None and not found.protocol().reader_features
+            paths = tuple(map(unquote, found.file_uris())) if plain else None
+            said = marks.properties(producer, found.transaction_version)
+            return Snapshot(_schema(found), paths, found.to_pyarrow_dataset, said)
 
     def scan(
         self, table: str, *, columns: Sequence[str] | None = None, since: int | None = None, until: int | None = None

@@ -7,6 +7,7 @@ so `settle` flushes a commit's files before the caller is told that its rows are
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,20 @@ from urllib.parse import unquote
 
 import orjson
 
+from headrace.core.errors import UserError
+
 LOG_FOLDER = "_delta_log"
+_UNUSABLE = re.compile(r"[%\\^|\[\]\x00-\x1f\x7f]")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError for a path with characters that Delta's library stumbles over (1.6 panics on some)."""
+    if match := _UNUSABLE.search(str(folder)):
+        raise UserError(
+            f"a lake cannot lie in {str(folder)!r}: Delta tables refuse {match[0]!r} in a path",
+            hint="rename the folder, or set [lake] path to another",
+            code="lake.folder",
+        )
 
 
 def tables_in(folder: Path) -> list[str]:
