@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -22,7 +23,7 @@ from headrace.alerts.evaluator import Change, Evaluator, RuleState, Seen
 from headrace.alerts.incidents import IncidentStore
 from headrace.alerts.model import Incident, Rule
 from headrace.core.clock import TICKS_PER_MS, TICKS_PER_S, Clock
-from headrace.core.errors import HeadraceError
+from headrace.core.errors import HeadraceError, NotFound
 from headrace.core.identity import message_event_id
 from headrace.core.observe.metrics import Metrics
 from headrace.core.schema import JSON_TYPE, EventBatch, event_batch
@@ -108,7 +109,8 @@ class Watch:
         gone = [rule for name, rule in state.rules.items() if name not in self._evaluators]
         left = [incident for rule in gone for incident in rule.active.values()]
         for incident in [*left, *(i for e in self._evaluators.values() for i in e.active.values())]:
-            incident.notified = (await self._store.get(incident.id)).notified
+            with suppress(NotFound):  # somebody deleted the document; the next write makes it again
+                incident.notified = (await self._store.get(incident.id)).notified
         for incident in left:
             incident.state, incident.resolved = "resolved", max(self._now, incident.last_seen)
             self._changes.append(Change("resolved", incident))

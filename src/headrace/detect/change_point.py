@@ -31,8 +31,9 @@ class ChangePoint:
     """Scores values of many keys; the score grows exponentially with oddness.
 
     `history` events within `duration` ticks are the past, `confidence` 1..100: lower marks more. By this threshold (that of
-    the SQL specification) 80 suits a history of 120 (a step of 5 standard deviations is marked after about 10 events); above 90 even a step of 25 standard deviations passes.
-    After a mark, `history` events of the key pass before the next. Raises UserError for wrong arguments.
+    the SQL specification) 80 suits a history of 120: a step of 5 standard deviations is marked after about 10 events,
+    while above 90 even one of 25 passes. After a mark, `history` events of the key pass before the next. Raises UserError
+    for wrong arguments.
     """
 
     def __init__(self, history: int, confidence: float, duration: int) -> None:
