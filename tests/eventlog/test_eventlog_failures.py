@@ -27,7 +27,7 @@ async def test_a_stream_at_its_limit_refuses_rows_until_it_is_trimmed(
         for first in range(0, 100_000, 100):
             stored = sum((await log.append("s", events(first, 100))).positions)
 
-    with pytest.raises(LogFull, match=r"stream 's' holds 1\d\d,\d\d\d of 200,000 bytes") as caught:
+    with pytest.raises(LogFull, match=r"stream 's' holds (19|20)\d,\d\d\d of 200,000 bytes") as caught:
         await fill()
     assert "size_bytes_max" in caught.value.hint
     assert sum((await log.bounds("s"))[1]) == stored > 1000

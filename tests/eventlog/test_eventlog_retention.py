@@ -17,17 +17,17 @@ async def test_trimming_shrinks_the_file_by_what_it_dropped(
     log, rng = open_log(), random.Random(1)
     for hour in range(40):
         clock.advance(3600)
-        await log.append("s", events(hour * 200, 200, noise=rng))
+        await log.append("s", events(hour * 150, 150, noise=rng))
     file = tmp_path / "log" / "streams" / "s.sqlite"
     before = (await log.stats("s")).bytes_on_disk
     freed = await log.trim("s", clock.now() - 10 * 3600 * TICKS_PER_S)
     after = (await log.stats("s")).bytes_on_disk
-    assert before > 40 * 200 * 1000
+    assert before > 40 * 150 * 1000
     assert freed == before - after
     assert after < 0.35 * before
     assert file.stat().st_size == after
     rest = await log.read_merged("s", (), rows_max=10_000, wait_s=0)
-    assert rest.batch.num_rows == 11 * 200
+    assert rest.batch.num_rows == 11 * 150
 
 
 async def test_appends_and_reads_go_on_while_a_stream_is_trimmed(

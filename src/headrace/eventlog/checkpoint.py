@@ -19,7 +19,7 @@ START_BYTES = 8 << 20
 """Appended bytes after which the bulk is moved."""
 
 _DELETE_BATCHES = 200
-_VACUUM_PAGES = 512
+_VACUUM_PAGES = 1024
 
 
 def move(path: Path) -> bool:

@@ -18,7 +18,7 @@ from headrace.core.sqlite import open_shared
 from headrace.eventlog.codec import FORMAT, pack
 from headrace.eventlog.contract import LogFull
 
-PAGE_BYTES = 8192
+PAGE_BYTES = 4096
 BUSY_TIMEOUT_MS = 10_000
 SUFFIX = ".sqlite"
 
