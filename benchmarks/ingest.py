@@ -295,7 +295,8 @@ def _measure_own(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         here = Path(folder)
         server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "ingest_gateway.py"), folder, str(args.connections)],
+            [sys.executable, str(Path(__file__).parent / "ingest_gateway.py"), folder, str(args.connections)]
+            + [str(args.commit_interval_ms)],
             stdout=subprocess.PIPE,
             stdin=subprocess.PIPE,
             text=True,

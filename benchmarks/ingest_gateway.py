@@ -34,7 +34,7 @@ from headrace.gateway.server import Gateway
 HOST = "127.0.0.1"
 
 
-async def serve(folder: Path, devices: int) -> None:
+async def serve(folder: Path, devices: int, commit_interval_ms: float) -> None:
     clock, metrics = SystemClock(), Metrics()
     log, docs = SqliteEventLog(folder / "log", clock), SqliteDocStore(folder / "docs.sqlite", clock)
     directory = DeviceDirectory(docs, clock=clock)
@@ -48,7 +48,12 @@ async def serve(folder: Path, devices: int) -> None:
     kept = folder / "ports.json"
     ports: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"tls_port": 0, "plain_port": 0}
     gateway = Gateway(
-        GatewayConfig(mqtt_port=ports["tls_port"], https_port=-1, plain_mqtt_port=ports["plain_port"]),
+        GatewayConfig(
+            mqtt_port=ports["tls_port"],
+            https_port=-1,
+            plain_mqtt_port=ports["plain_port"],
+            commit_interval_ms=commit_interval_ms,
+        ),
         log=log,
         docs=docs,
         directory=directory,
@@ -105,4 +110,4 @@ async def checked(log: EventLog, folder: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    uvloop.run(serve(Path(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(serve(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

@@ -20,7 +20,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(BENCHMARKS / "ingest_gateway.py"), str(folder), str(CONNECTIONS)],
+            [sys.executable, str(BENCHMARKS / "ingest_gateway.py"), str(folder), str(CONNECTIONS), "5"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

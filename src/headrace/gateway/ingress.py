@@ -24,7 +24,7 @@ from headrace.core.schema import EventBatch, event_batch
 from headrace.devices.model import Device
 from headrace.eventlog.contract import EventLog
 from headrace.gateway.limits import RateLimit
-from headrace.wire.iothub.properties import BagReader, Described
+from headrace.wire.iothub.properties import BagReader
 from headrace.wire.iothub.topics import Identity, telemetry_prefix
 from headrace.wire.mqtt.codec import Frame
 
@@ -47,11 +47,13 @@ class Origin(NamedTuple):
     entity_id: str
     site: str | None
     prefix: bytes  # of its telemetry topics
+    cut: int  # its length
 
     @classmethod
     def of(cls, identity: Identity, device: Device) -> Origin:
         entity_id = device.entity_id or device.id
-        return cls(identity.device, identity.module, entity_id, device.site or None, telemetry_prefix(identity))
+        prefix = telemetry_prefix(identity)
+        return cls(identity.device, identity.module, entity_id, device.site or None, prefix, len(prefix))
 
 
 class Sender(Protocol):
@@ -138,7 +140,7 @@ class Ingress:
 
     def warm(self) -> None:
         """Build a batch nobody sees: the first one makes pyarrow import pandas, seconds that no device should wait for."""
-        origin = Origin("", None, "", None, b"")
+        origin = Origin("", None, "", None, b"", 0)
         self._batch([Piece(origin, [(0x32, b"", b"\0\1", b"")], 0, None)])
 
     def add(self, piece: Piece) -> None:
@@ -274,28 +276,33 @@ class Ingress:
             self.trouble = text
 
     def _batch(self, pieces: Sequence[Piece]) -> EventBatch:
-        columns: dict[str, list[object]] = {name: [] for name in ("_device", "_entity_id", "_module", "_site", "_body")}
-        described: list[Described] = []
-        event_ids: list[object] = []
+        origins: list[Origin] = []
+        frames: list[Frame] = []
+        for piece in pieces:  # mostly one message each: the work is done flat, over all of them
+            frames += piece.frames
+            origins += [piece.origin] * len(piece.frames)
+        bags = [frame[1][origin[5] :] for frame, origin in zip(frames, origins, strict=True)]
+        retained = [index for index, frame in enumerate(frames) if frame[0] & 1]
+        for index in retained:
+            bags[index] += b"&mqtt-retain=true"
+        described = self._reader.describe(bags)
         take = self._ids.take
-        for piece in pieces:
-            device, module, entity_id, site, prefix = piece.origin
-            rows, cut = len(piece.frames), len(prefix)
-            columns["_device"] += [device] * rows
-            columns["_entity_id"] += [entity_id] * rows
-            columns["_module"] += [module] * rows
-            columns["_site"] += [site] * rows
-            columns["_body"] += [frame[3] for frame in piece.frames]
-            these = self._reader.describe(
-                [frame[1][cut:] + b"&mqtt-retain=true" if frame[0] & 1 else frame[1][cut:] for frame in piece.frames]
-            )
-            event_ids += [message_event_id(device, module, each[0]) if each[0] else take() for each in these]
-            described += these
-        columns["_event_id"] = event_ids
-        columns["_type"] = [each[1] for each in described]
-        columns["_content_type"] = [each[2] for each in described]
-        columns["_properties"] = [each[3] for each in described]
-        return event_batch(columns)
+        return event_batch(
+            {
+                "_event_id": [
+                    message_event_id(origin[0], origin[1], each[0]) if each[0] else take()
+                    for origin, each in zip(origins, described, strict=True)
+                ],
+                "_device": [origin[0] for origin in origins],
+                "_module": [origin[1] for origin in origins],
+                "_entity_id": [origin[2] for origin in origins],
+                "_site": [origin[3] for origin in origins],
+                "_type": [each[1] for each in described],
+                "_content_type": [each[2] for each in described],
+                "_properties": [each[3] for each in described],
+                "_body": [frame[3] for frame in frames],
+            }
+        )
 
     def _reject_batch(self, rejects: list[Reject]) -> EventBatch:
         return event_batch(

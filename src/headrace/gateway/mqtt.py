@@ -320,10 +320,16 @@ class MqttConnection(asyncio.Protocol):
     def _publish(self, frames: list[Frame]) -> None:
         origin = self._origin
         assert origin is not None  # the machine lets no PUBLISH through before its CONNECT
-        joined = b"\0" + b"\0".join([frame[1] for frame in frames])
-        size_bytes = len(joined) + sum([len(frame[3]) for frame in frames])
+        if len(frames) == 1:
+            (_, joined, _, body) = frames[0]
+            size_bytes = len(joined) + len(body)
+            own = joined.startswith(origin.prefix) and b"\0" not in joined
+        else:  # U+0000 may not stand in a topic, so it tells them apart
+            joined = b"\0" + b"\0".join([frame[1] for frame in frames])
+            size_bytes = len(joined) + sum([len(frame[3]) for frame in frames])
+            own = joined.count(b"\0") == len(frames) == joined.count(b"\0" + origin.prefix)
         plain = (
-            joined.count(b"\0") == len(frames) == joined.count(b"\0" + origin.prefix)
+            own
             and joined.isascii()
             and b"+" not in joined
             and b"#" not in joined

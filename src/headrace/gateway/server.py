@@ -38,6 +38,7 @@ from headrace.wire.iothub.sas import host_name
 
 STOP_TIMEOUT_S = 10.0
 HANDSHAKE_TIMEOUT_S = 20.0
+HTTP_REQUESTS_MAX = 1000  # each may hold a message in memory; above it uvicorn answers 503
 
 log = structlog.get_logger()
 
@@ -230,6 +231,8 @@ class Gateway:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=2,
+            timeout_keep_alive=60,
+            limit_concurrency=HTTP_REQUESTS_MAX,
             backlog=BACKLOG,
         )
         config.load()

@@ -83,24 +83,20 @@ class FrameParser:
 
     def __init__(self, packet_bytes_max: int) -> None:
         self._limit = packet_bytes_max
-        self._rest = bytearray()
-        self._needed = 0  # bytes that `_rest` must reach before another look is worth it
-
-    @property
-    def held_bytes(self) -> int:
-        return len(self._rest)
+        self.rest = bytearray()  # of a frame that has not come as a whole yet
+        self._needed = 0  # bytes that `rest` must reach before another look is worth it
 
     def feed(self, data: bytes, frames: list[Frame]) -> bool:
         """Append the frames that `data` completes to `frames`; whether all of them were PUBLISH of QoS 0 or 1.
 
         Raises MalformedPacket and PacketTooLarge; frames before the bad one have been appended by then.
         """
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._needed:
+        if self.rest:
+            self.rest += data
+            if len(self.rest) < self._needed:
                 return True
-            data = bytes(self._rest)
-            self._rest.clear()
+            data = bytes(self.rest)
+            self.rest.clear()
         return self._split(data, frames)
 
     def _split(self, data: bytes, frames: list[Frame]) -> bool:
@@ -143,7 +139,7 @@ class FrameParser:
 
     def _keep(self, data: bytes, position: int, needed: int, only_publish: bool) -> bool:
         if position < len(data):
-            self._rest += data[position:]
+            self.rest += data[position:]
         self._needed = needed - position
         return only_publish
 

@@ -66,7 +66,7 @@ class ServerConnection:
     @property
     def held_bytes(self) -> int:
         """Bytes of a frame that has not come as a whole yet."""
-        return self._parser.held_bytes
+        return len(self._parser.rest)
 
     def receive(self, data: bytes) -> list[Action]:
         """What `data` asks for, in order; neighbouring PUBLISHes come as one action."""
