@@ -13,52 +13,38 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
-
-from headrace.alerts.incidents import IncidentStore
-from headrace.alerts.service import AlertService
-from headrace.blueprints.spec import Blueprint
 from headrace.core import runstate
 from headrace.core.clock import Clock, SystemClock
 from headrace.core.config import ModelConfig, Project, Settings
 from headrace.core.errors import NotFound, UserError, nearest
-from headrace.core.identity import EventIds
 from headrace.core.observe.metrics import Metrics
-from headrace.core.plugins import collect
-from headrace.devices.authority import DevelopmentAuthority
-from headrace.devices.commands import DeviceCommands
-from headrace.devices.connection_string import build
-from headrace.devices.model import Draft
-from headrace.devices.queries import DeviceDirectory, DeviceQueries
-from headrace.docstore.sqlite import SqliteDocStore
-from headrace.eventlog.contract import EventLog
-from headrace.eventlog.memory import MemoryEventLog
-from headrace.eventlog.retention import retain
-from headrace.eventlog.sqlite import SqliteEventLog
-from headrace.functions.process import Means, run_entities, run_function, run_lake
-from headrace.gateway.client import DeviceClient
-from headrace.gateway.server import Gateway
-from headrace.history.query import HistoryQuery
-from headrace.jobs.ledger import LedgerReport
-from headrace.jobs.supervisor import JobSupervisor
-from headrace.lake.delta import DeltaLake
-from headrace.ledger.sqlite import SqliteLedger
-from headrace.ml.registry import ModelRegistry
-from headrace.ml.scoring import ServedModel
-from headrace.ml.training import train
-from headrace.sql.compile import compile_script
-from headrace.sql.functions.user import UserFunction
-from headrace.sql.plan import Plan
-from headrace.warehouse.postgres import PostgresWarehouse
-from headrace.warehouse.server import PostgresServer
-from headrace.web.app import create_app
-from headrace.web.serve import serve as serve_app
-from headrace.web.services import WebServices
+
+# Imported where they are used: a part loads what it runs and no more, which is most of its start and of its memory.
+if TYPE_CHECKING:
+    import ssl
+
+    import pyarrow as pa
+
+    from headrace.alerts.incidents import IncidentStore
+    from headrace.blueprints.spec import Blueprint
+    from headrace.devices.authority import DevelopmentAuthority
+    from headrace.devices.commands import DeviceCommands
+    from headrace.devices.queries import DeviceQueries
+    from headrace.docstore.sqlite import SqliteDocStore
+    from headrace.eventlog.contract import EventLog
+    from headrace.functions.process import Means
+    from headrace.gateway.client import DeviceClient
+    from headrace.history.query import HistoryQuery
+    from headrace.lake.delta import DeltaLake
+    from headrace.ledger.sqlite import SqliteLedger
+    from headrace.ml.registry import ModelRegistry
+    from headrace.ml.scoring import ServedModel
+    from headrace.sql.functions.user import UserFunction
+    from headrace.sql.plan import Plan
+    from headrace.warehouse.postgres import PostgresWarehouse
+    from headrace.warehouse.server import PostgresServer
 
 Ready = Callable[[dict[str, str]], None]
 Report = Callable[[str], None]
@@ -90,6 +76,9 @@ class Platform:
 
     @cached_property
     def log(self) -> EventLog:
+        from headrace.eventlog.memory import MemoryEventLog
+        from headrace.eventlog.sqlite import SqliteEventLog
+
         config = self.settings.eventlog
         made: EventLog
         if config.backend == "memory":
@@ -107,24 +96,32 @@ class Platform:
 
     @cached_property
     def docs(self) -> SqliteDocStore:
+        from headrace.docstore.sqlite import SqliteDocStore
+
         made = SqliteDocStore(self.project.state_folder("documents") / "documents.db", self.clock)
         self._closers.append(made.close)
         return made
 
     @cached_property
     def ledger(self) -> SqliteLedger:
+        from headrace.ledger.sqlite import SqliteLedger
+
         made = SqliteLedger(self.project.state_folder("ledger") / "ledger.db")
         self._closers.append(made.close)
         return made
 
     @cached_property
     def lake(self) -> DeltaLake:
+        from headrace.lake.delta import DeltaLake
+
         path = self.settings.lake.path
         folder = (self.project.folder / path) if path else self.project.state_folder("lake")
         return DeltaLake(folder, self.clock)
 
     @cached_property
     def warehouse(self) -> PostgresWarehouse:
+        from headrace.warehouse.postgres import PostgresWarehouse
+
         made = PostgresWarehouse(warehouse_url(self.project), self.clock)
 
         async def close() -> None:
@@ -135,26 +132,38 @@ class Platform:
 
     @cached_property
     def history(self) -> HistoryQuery:
+        from headrace.history.query import HistoryQuery
+
         return HistoryQuery(self.lake, self.log, self.clock)
 
     @cached_property
     def device_commands(self) -> DeviceCommands:
+        from headrace.devices.commands import DeviceCommands
+
         return DeviceCommands(self.docs, self.clock, os.urandom)
 
     @cached_property
     def device_queries(self) -> DeviceQueries:
+        from headrace.devices.queries import DeviceQueries
+
         return DeviceQueries(self.docs)
 
     @cached_property
     def authority(self) -> DevelopmentAuthority:
+        from headrace.devices.authority import DevelopmentAuthority
+
         return DevelopmentAuthority(self.project.state_folder("certificates"), self.clock)
 
     @cached_property
     def incidents(self) -> IncidentStore:
+        from headrace.alerts.incidents import IncidentStore
+
         return IncidentStore(self.docs, self.clock)
 
     @cached_property
     def registry(self) -> ModelRegistry:
+        from headrace.ml.registry import ModelRegistry
+
         return ModelRegistry(self.project.state_folder("models"))
 
     @property
@@ -164,16 +173,23 @@ class Platform:
         return config.hostname or ("localhost" if config.host in ("", "0.0.0.0", "::") else config.host)
 
     def means(self) -> Means:
+        from headrace.functions.process import Means
+
         return Means(self.log, self.ledger, self.docs, self.clock, self.rng, self.project.state_folder("journals"))
 
     async def device_strings(self, devices: Sequence[str], sites: Sequence[str]) -> dict[str, str]:
         """Connection strings of devices; those that are new are registered."""
+        from headrace.devices.connection_string import build
+        from headrace.devices.model import Draft
+
         drafts = [Draft(id=device, site=site) for device, site in zip(devices, sites, strict=True)]
         made = await self.device_commands.create_many(drafts, if_exists="keep")
         return {device.id: build(self.hostname, device.id, device.primary_key) for device in made}
 
     def client(self, connection_string: str, addresses: Mapping[str, str]) -> DeviceClient:
         """The device's side of our own gateway, over plain MQTT where that is switched on, else over TLS."""
+        from headrace.gateway.client import DeviceClient
+
         plain = addresses.get("mqtt-plain", "")
         address = plain or addresses["mqtt"]
         return DeviceClient.from_connection_string(
@@ -185,11 +201,13 @@ class Platform:
         )
 
     @cached_property
-    def client_tls(self) -> Any:
+    def client_tls(self) -> ssl.SSLContext:
         return self.authority.client_context()
 
     async def ledger_report(self, *, wait_s: float = 0.0) -> dict[str, Any]:
         """The books, after waiting up to `wait_s` for the stages to catch up."""
+        from headrace.jobs.ledger import LedgerReport
+
         streams = self.settings.streams
         report = LedgerReport(
             self.log,
@@ -205,6 +223,8 @@ class Platform:
 
 def own_server(project: Project) -> PostgresServer | None:
     """The PostgreSQL server that Headrace runs for this project; None where it uses another or no warehouse at all."""
+    from headrace.warehouse.server import PostgresServer
+
     config = project.settings.warehouse
     if not config.enabled or not project.settings.entities or config.url:
         return None
@@ -287,6 +307,10 @@ async def _until(stop: asyncio.Event, *work: Awaitable[None]) -> None:
 
 
 async def _gateway(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
+    from headrace.core.identity import EventIds
+    from headrace.devices.queries import DeviceDirectory
+    from headrace.gateway.server import Gateway
+
     directory = DeviceDirectory(platform.docs, clock=platform.clock)
     await directory.open()
     gateway = Gateway(
@@ -314,6 +338,8 @@ async def _gateway(platform: Platform, ready: Ready, stop: asyncio.Event) -> Non
 
 async def _retain(platform: Platform) -> None:
     """Once a minute, give back the disk of what streams no longer keep."""
+    from headrace.eventlog.retention import retain
+
     config = platform.settings.eventlog
 
     def retention_s(stream: str) -> float:
@@ -332,6 +358,8 @@ async def _expire(platform: Platform) -> None:
 
 
 async def _jobs(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
+    from headrace.jobs.supervisor import JobSupervisor
+
     models = served_models(platform)
     supervisor = JobSupervisor(
         platform.settings.jobs,
@@ -356,6 +384,8 @@ async def _jobs(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
 
 
 async def _function(platform: Platform, name: str, ready: Ready, stop: asyncio.Event) -> None:
+    from headrace.functions.process import run_entities, run_function, run_lake
+
     settings, means = platform.settings, platform.means()
     ready({})
     if name == "lake":
@@ -377,6 +407,8 @@ async def _function(platform: Platform, name: str, ready: Ready, stop: asyncio.E
 
 
 async def _alerts(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
+    from headrace.alerts.service import AlertService
+
     service = AlertService(
         platform.log,
         platform.docs,
@@ -390,6 +422,10 @@ async def _alerts(platform: Platform, ready: Ready, stop: asyncio.Event) -> None
 
 
 async def _web(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
+    from headrace.web.app import create_app
+    from headrace.web.serve import serve as serve_app
+    from headrace.web.services import WebServices
+
     config = platform.settings.web
 
     async def ledger_report() -> Mapping[str, Any]:
@@ -474,6 +510,8 @@ class Status:
 
 def served_models(platform: Platform) -> dict[str, ServedModel]:
     """The project's models by the name SQL calls them, each following its alias."""
+    from headrace.ml.scoring import ServedModel
+
     models = platform.settings.models
     return {
         name: ServedModel(platform.registry, _registered(name, config), config.alias) for name, config in models.items()
@@ -481,6 +519,8 @@ def served_models(platform: Platform) -> dict[str, ServedModel]:
 
 
 def user_functions(models: Mapping[str, ServedModel]) -> dict[str, UserFunction]:
+    from headrace.sql.functions.user import UserFunction
+
     return {f"udf.{name}": UserFunction(f"udf.{name}", model.score) for name, model in models.items()}
 
 
@@ -493,19 +533,35 @@ class ScriptContext:
 
 
 def script_context(project: Project, file: Path) -> ScriptContext:
-    """The context of a script of a project: the one of the job that runs it, else all references of all jobs."""
+    """The context of a script of a project: the one of the job that runs it, else all references of all jobs.
+
+    Models are known by name only: checking a script neither needs nor loads a trained one.
+    """
+    from headrace.sql.functions.user import UserFunction
+
+    def untrained(columns: Sequence[pa.Array]) -> pa.Array:
+        raise UserError("a script that is only checked was run")
+
     jobs = project.settings.jobs
     own = [job for job in jobs.values() if (project.folder / job.query).resolve() == file.resolve()]
     references = {name for job in own or jobs.values() for name in job.reference}
-    return ScriptContext(user_functions(served_models(Platform(project))), tuple(sorted(references)))
+    functions = {f"udf.{name}": UserFunction(f"udf.{name}", untrained) for name in project.settings.models}
+    return ScriptContext(functions, tuple(sorted(references)))
 
 
 def compile_file(text: str, context: ScriptContext) -> Plan:
+    from headrace.sql.compile import compile_script
+
     return compile_script(text, functions=context.functions, references=context.references)
 
 
 def load_reference(folder: Path, path: str) -> pa.Table:
     """A CSV, JSON lines or Parquet file of the project as a table. Raises NotFound, UserError."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
     file = folder / path
     readers: dict[str, Callable[[Path], pa.Table]] = {
         ".csv": pyarrow.csv.read_csv,
@@ -526,6 +582,8 @@ def load_reference(folder: Path, path: str) -> pa.Table:
 
 def train_model(project: Project, name: str) -> dict[str, Any]:
     """Train the project's model NAME and register it as its alias. Returns version and metrics."""
+    from headrace.ml.training import train
+
     models = project.settings.models
     if name not in models:
         raise NotFound(
@@ -577,5 +635,8 @@ def _registered(name: str, config: ModelConfig) -> str:
 
 
 def _blueprint(settings: Settings) -> Blueprint | None:
+    from headrace.blueprints.spec import Blueprint
+    from headrace.core.plugins import collect
+
     known = {spec.name: spec for spec in collect("headrace.blueprints", Blueprint)}
     return known.get(settings.project.blueprint)

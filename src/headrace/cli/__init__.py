@@ -10,22 +10,25 @@ import typer
 import headrace
 from headrace.cli.session import fail, out
 from headrace.core.errors import HeadraceError
+from headrace.core.observe import logs
 
-VERBS = (
-    "demo",
-    "init",
-    "up",
-    "status",
-    "serve",
-    "device",
-    "simulate",
-    "replay",
-    "query",
-    "sql",
-    "model",
-    "alert",
-    "ledger",
-)
+MODULES = {
+    "demo": "demo",
+    "init": "init",
+    "up": "up",
+    "down": "up",
+    "status": "status",
+    "serve": "serve",
+    "device": "device",
+    "simulate": "simulate",
+    "replay": "replay",
+    "query": "query",
+    "sql": "sql",
+    "model": "model",
+    "alert": "alert",
+    "ledger": "ledger",
+}
+"""Verb -> the module that has it. Only the one that was typed is imported: `headrace status` loads no stream engine."""
 
 app = typer.Typer(
     name="headrace",
@@ -46,8 +49,10 @@ def version(show: bool = typer.Option(False, "--version", help="Print the versio
 
 def main() -> None:
     """The `headrace` command: exits 0 on success, 2 on wrong use, 1 on failure."""
-    for verb in VERBS:
-        importlib.import_module(f"headrace.cli.{verb}").register(app)
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    for module in dict.fromkeys([MODULES[verb]] if verb in MODULES else MODULES.values()):
+        importlib.import_module(f"headrace.cli.{module}").register(app)
+    logs.setup("cli", level="warning")
     try:
         app()
     except HeadraceError as exc:

@@ -16,8 +16,8 @@ from headrace.core.errors import HeadraceError
 
 T = TypeVar("T")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ProjectOption = Annotated[
     str | None,
