@@ -12,6 +12,7 @@ from headrace.core.errors import Unavailable, UserError
 from headrace.eventlog import storage
 from headrace.eventlog.contract import LogFull
 from headrace.eventlog.reader import StreamReader
+from headrace.eventlog.sqlite import SqliteEventLog
 from headrace.eventlog.storage import LogDamaged
 from headrace.eventlog.writer import Request, StreamWriter
 
@@ -38,7 +39,7 @@ async def test_a_stream_at_its_limit_refuses_rows_until_it_is_trimmed(
 def test_a_full_disk_stores_nothing_of_the_group_and_later_appends_work(tmp_path: Path, events: Events) -> None:
     path = tmp_path / "s.sqlite"
     writer = StreamWriter(
-        path, "s", ManualClock(), partitions=4, window=0, size_bytes_max=1 << 40, committed=lambda: None
+        path, "s", ManualClock(), partitions=4, window=1_000_000, size_bytes_max=1 << 40, committed=lambda: None
     )
     (before,) = writer.commit([Request(events(0, 100), "", -1)])
     pages = writer._connection.execute("PRAGMA page_count").fetchone()[0]
@@ -48,10 +49,16 @@ def test_a_full_disk_stores_nothing_of_the_group_and_later_appends_work(tmp_path
     reader = StreamReader(path, "s", partitions=4)
     assert reader.bounds()[1] == before.positions  # type: ignore[union-attr]
     writer._connection.execute("PRAGMA max_page_count=1000000")
-    (after,) = writer.commit([Request(events(100, 100), "", -1)])
-    assert sum(after.positions) == 200  # type: ignore[union-attr]
+    (after,) = writer.commit([Request(events(50, 150), "", -1)])  # 50 old ones; none of those that were refused counts
+    assert after[:2] == (100, 50)  # type: ignore[index]
     reader.close()
     writer.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match=r"file/log: "):
+        SqliteEventLog(tmp_path / "file" / "log", ManualClock())
 
 
 async def test_a_file_that_is_no_stream_is_named(open_log: OpenLog, events: Events, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ class EventLog(Protocol):
         columns: Sequence[str] | None = None,
     ) -> Slice:
         """Rows of all partitions in merged order. Returns as soon as there is a row or the frontier moved, else after
-        `wait_s`. `until` (positions that an earlier Slice returned) stops exactly there. `columns` leaves out others.
+        `wait_s`. `until` (positions that an earlier Slice returned) stops exactly there; ticks after its last row are
+        then not seen, so who replays keeps the frontier beside the positions. `columns` leaves out others.
         `rows_max` may be exceeded by what one appended batch holds. `()` as positions means the earliest kept.
         """
         ...

@@ -21,7 +21,7 @@ from headrace.eventlog.contract import Appended, Positions, Slice, StreamStats
 from headrace.eventlog.frontiers import Frontiers, Idle
 from headrace.eventlog.groups import Groups
 from headrace.eventlog.reader import StreamReader
-from headrace.eventlog.storage import SUFFIX, stream_path
+from headrace.eventlog.storage import SUFFIX, stream_path, translated
 from headrace.eventlog.wake import Wakes
 from headrace.eventlog.writer import Request, StreamWriter
 
@@ -53,7 +53,8 @@ class SqliteEventLog:
         self._readers: dict[str, asyncio.Future[StreamReader]] = {}
         self._frontiers = Frontiers()
         self._idle = Idle()
-        (folder / "wake").mkdir(parents=True, exist_ok=True)
+        with translated(folder):
+            (folder / "wake").mkdir(parents=True, exist_ok=True)
         self._wakes = Wakes(folder / "wake")
         self._groups = Groups(folder / "groups.sqlite")
         self._commits = ThreadPoolExecutor(8, thread_name_prefix="eventlog-append")

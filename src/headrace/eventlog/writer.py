@@ -74,6 +74,7 @@ class StreamWriter:
         self._partitions = len(lookup.head(self._connection).next)
         self._recent: RecentIds | None = None
         self._known_seq = 0  # up to here `_recent` has the ids
+        self._index_ahead = False  # whether it also has some of the transaction that runs
         self.bytes_written = 0
 
     def commit(self, requests: Sequence[Request]) -> list[Appended | HeadraceError]:
@@ -83,10 +84,14 @@ class StreamWriter:
         """
         with translated(self.path):
             prepared = [self._prepare(request) for request in requests]
+            if self._recent is None and _has_keys(prepared):  # may take seconds: before the file is locked
+                self._catch_up(lookup.head(self._connection))
+            self._index_ahead = False
             try:
                 answers = self._transact(prepared)
             except BaseException:
-                self._recent = None  # it may hold ids of the transaction that failed
+                if self._index_ahead:
+                    self._recent = None  # it holds ids of the transaction that failed
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
@@ -113,7 +118,7 @@ class StreamWriter:
         self._connection.execute("BEGIN IMMEDIATE")
         before = head = lookup.head(self._connection)
         room = self._room()
-        if any(isinstance(one, _Prepared) and len(one.keys) for one in prepared):
+        if _has_keys(prepared):
             self._catch_up(head)
         answers: list[Appended | HeadraceError] = []
         for one in prepared:
@@ -156,7 +161,8 @@ class StreamWriter:
             "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (place.seq, at, pack(place.starts), pack(counts), one.producer, one.epoch, keys.tobytes(), data),
         )
-        if self._recent is not None:
+        if self._recent is not None and len(keys):
+            self._index_ahead = True
             self._recent.add(keys, np.full(len(keys), at))
         answer = Appended(rows.num_rows, int(again.sum()), at, place.ends)
         if one.producer:
@@ -213,6 +219,10 @@ class StreamWriter:
             f"stream {self.stream!r} holds {held:,} of {self._size_bytes_max:,} bytes; {size:,} more do not fit",
             hint="raise [eventlog] size_bytes_max, or lower retention_h",
         )
+
+
+def _has_keys(prepared: Sequence[_Prepared | HeadraceError]) -> bool:
+    return any(isinstance(one, _Prepared) and len(one.keys) for one in prepared)
 
 
 def _plus(one: Positions, other: Positions) -> Positions:
