@@ -259,6 +259,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--patience-s", type=float, default=60.0, help="wait this long for the last acknowledgements")
     parser.add_argument("--run", default="", help="prefix of message ids; empty makes a new one")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit-interval-ms", type=float, default=5.0, help="of the gateway that --self starts")
     parser.add_argument(
         "--self", action="store_true", help="measure a gateway with a SQLite log in a folder of its own"
     )
@@ -295,8 +296,13 @@ def _measure_own(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         here = Path(folder)
         server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "ingest_gateway.py"), folder, str(args.connections)]
-            + [str(args.commit_interval_ms)],
+            [
+                sys.executable,
+                str(Path(__file__).parent / "ingest_gateway.py"),
+                folder,
+                str(args.connections),
+                str(args.commit_interval_ms),
+            ],
             stdout=subprocess.PIPE,
             stdin=subprocess.PIPE,
             text=True,

@@ -73,6 +73,7 @@ async def serve(folder: Path, devices: int, commit_interval_ms: float) -> None:
         "gateway_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     await gateway.stop()
+    used["append_s"] = round(_total(metrics, "headrace_gateway_append_seconds_sum"), 2)
     rows, batches = (_total(metrics, f"headrace_gateway_{what}_total") for what in ("events", "batches"))
     print(json.dumps(used | {"rows_per_batch": round(rows / max(1, batches))} | await checked(log, folder)), flush=True)
     await log.close()

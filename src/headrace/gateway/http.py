@@ -19,7 +19,8 @@ from headrace.gateway.admission import Admission, Admitted, Refused
 from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
 from headrace.gateway.limits import RateLimit
 from headrace.gateway.refusals import Refusals
-from headrace.wire.iothub.properties import Properties, encode_bag
+from headrace.gateway.streams import NOT_ALLOWED
+from headrace.wire.iothub.properties import STREAM_PROPERTY, Properties, encode_bag
 from headrace.wire.iothub.topics import Identity
 
 STORE_TIMEOUT_S = 15.0
@@ -108,6 +109,10 @@ class HttpDoor:
             body = await asyncio.wait_for(self._body(receive, origin, properties.size_bytes), BODY_TIMEOUT_S)
         except TimeoutError as exc:
             raise Denied(400, "body_timeout", "the body did not come in time", "send it at once") from exc
+        stream = properties.application.get(STREAM_PROPERTY) or ""
+        if problem := self._ingress.streams.problem(stream):
+            self._ingress.set_aside(Reject(origin, NOT_ALLOWED, problem, body))
+            raise Denied(400, NOT_ALLOWED, problem, self._ingress.streams.hint(stream))
         topic = origin.prefix + encode_bag(properties.system, properties.application)
         sender = _Waiting()
         self._ingress.add(Piece(origin, [(0x32, topic, b"\0\1", body)], len(topic) + len(body), sender))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import orjson
+import pyarrow as pa
 import structlog
 
 from headrace.core.clock import Clock
@@ -24,12 +25,12 @@ from headrace.core.schema import EventBatch, event_batch
 from headrace.devices.model import Device
 from headrace.eventlog.contract import EventLog
 from headrace.gateway.limits import RateLimit
+from headrace.gateway.refusals import Refusals
+from headrace.gateway.streams import NOT_ALLOWED, SET_ASIDE, STREAM, DeviceStreams
 from headrace.wire.iothub.properties import BagReader
 from headrace.wire.iothub.topics import Identity, telemetry_prefix
 from headrace.wire.mqtt.codec import Frame
 
-STREAM = "telemetry"
-SET_ASIDE = "set_aside"
 SET_ASIDE_BODY_BYTES = 65_536
 SET_ASIDE_WAITING_MAX = 500
 PENDING_BYTES_MAX = 128 * 1024 * 1024
@@ -97,12 +98,16 @@ class Ingress:
         interval_s: float,
         batch_rows_max: int,
         pending_bytes_max: int = PENDING_BYTES_MAX,
+        streams: DeviceStreams | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self._events = events
         self._clock = clock
         self._rng = rng
         self._ids = ids
         self._limit = limit
+        self.streams = streams or DeviceStreams()
+        self._refusals = refusals or Refusals(metrics, clock)
         self._interval_s = interval_s
         self._batch_rows_max = batch_rows_max
         self._rows_max = batch_rows_max * PENDING_BATCHES_MAX
@@ -141,7 +146,7 @@ class Ingress:
     def warm(self) -> None:
         """Build a batch nobody sees: the first one makes pyarrow import pandas, seconds that no device should wait for."""
         origin = Origin("", None, "", None, b"", 0)
-        self._batch([Piece(origin, [(0x32, b"", b"\0\1", b"")], 0, None)])
+        self._batches([Piece(origin, [(0x32, b"", b"\0\1", b"")], 0, None)])
 
     def add(self, piece: Piece) -> None:
         """Take messages over. Never blocks; above the bound it sets `full` and calls `on_full`."""
@@ -216,19 +221,21 @@ class Ingress:
         return taken
 
     async def _store(self, pieces: list[Piece]) -> None:
-        batch = self._batch(pieces)
-        wait_s = self._limit.take(batch.num_rows)
+        batches = self._batches(pieces)
+        rows = sum(batch.num_rows for _, batch in batches)
+        wait_s = self._limit.take(rows)
         if wait_s > 0:
             await self._clock.sleep(wait_s)
-        self._epoch += 1
         began = self._clock.monotonic()
-        await self._append(STREAM, batch)
+        for stream, batch in batches:  # all are durable before any sender hears of it
+            self._epoch += 1
+            await self._append(stream, batch)
         self._append_s.observe(self._clock.monotonic() - began)
         size_bytes = sum(piece.size_bytes for piece in pieces)
-        self._batches_total.inc()
-        self._events_total.inc(batch.num_rows)
+        self._batches_total.inc(len(batches))
+        self._events_total.inc(rows)
         self._bytes_total.inc(size_bytes)
-        self._pending_rows -= batch.num_rows
+        self._pending_rows -= rows
         self._pending_bytes -= size_bytes
         self._acknowledge(pieces)
         if self.full and self._pending_rows <= self._rows_max // 2 and self._pending_bytes <= self._bytes_max // 2:
@@ -275,7 +282,8 @@ class Ingress:
             log.warning("ingress.delayed", error=text, pending=self._pending_rows)
             self.trouble = text
 
-    def _batch(self, pieces: Sequence[Piece]) -> EventBatch:
+    def _batches(self, pieces: Sequence[Piece]) -> list[tuple[str, EventBatch]]:
+        """The messages as rows, by the stream that each goes to."""
         origins: list[Origin] = []
         frames: list[Frame] = []
         for piece in pieces:  # mostly one message each: the work is done flat, over all of them
@@ -287,7 +295,7 @@ class Ingress:
             bags[index] += b"&mqtt-retain=true"
         described = self._reader.describe(bags)
         take = self._ids.take
-        return event_batch(
+        batch = event_batch(
             {
                 "_event_id": [
                     message_event_id(origin[0], origin[1], each[0]) if each[0] else take()
@@ -303,6 +311,29 @@ class Ingress:
                 "_body": [frame[3] for frame in frames],
             }
         )
+        if all(not each[4] for each in described):
+            return [(STREAM, batch)]
+        return self._sorted(batch, [each[4] or STREAM for each in described], origins)
+
+    def _sorted(
+        self, batch: EventBatch, wanted: Sequence[str], origins: Sequence[Origin]
+    ) -> list[tuple[str, EventBatch]]:
+        """A batch cut by the streams that its rows ask for; rows that may not have theirs are to be set aside."""
+        rows: dict[str, list[int]] = {}
+        for index, stream in enumerate(wanted):
+            rows.setdefault(stream, []).append(index)
+        problems = {stream: self.streams.problem(stream) for stream in rows}
+        parts = [(stream, batch.take(pa.array(rows[stream]))) for stream in rows if not problems[stream]]
+        bodies = batch.column("_body")
+        rejects = [
+            Reject(origins[index], NOT_ALLOWED, problems[stream], bodies[index].as_py())
+            for stream in rows
+            if problems[stream]
+            for index in rows[stream]
+        ]
+        for reject in rejects:
+            self._refusals.note(NOT_ALLOWED, detail=reject.detail, device=reject.origin.device)
+        return parts + ([(SET_ASIDE, self._reject_batch(rejects))] if rejects else [])
 
     def _reject_batch(self, rejects: list[Reject]) -> EventBatch:
         return event_batch(

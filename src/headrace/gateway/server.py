@@ -33,6 +33,7 @@ from headrace.gateway.mqtt import MqttDoor
 from headrace.gateway.presence import Presence
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.sessions import Sessions
+from headrace.gateway.streams import DeviceStreams
 from headrace.gateway.writer import DocumentWriter
 from headrace.wire.iothub.sas import host_name
 
@@ -76,8 +77,8 @@ class _HttpServer(uvicorn.Server):
 class Gateway:
     """Built idle; `start` and `stop` once each.
 
-    `directory` must have been opened, and `ids` seeded with random bytes of this process. Raises UserError for settings
-    that would be unsafe.
+    `directory` must have been opened, and `ids` seeded with random bytes of this process. `streams` are open to devices
+    besides `telemetry`. Raises UserError for settings that would be unsafe.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Gateway:
         metrics: Metrics,
         ids: EventIds,
         rng: random.Random | None = None,
+        streams: Iterable[str] = (),
     ) -> None:
         _check(config)
         self._config = config
@@ -113,6 +115,8 @@ class Gateway:
             limit=limit,
             interval_s=config.commit_interval_ms / 1000,
             batch_rows_max=config.batch_rows_max,
+            streams=DeviceStreams(streams),
+            refusals=refusals,
         )
         self.door = MqttDoor(
             admission=admission,
@@ -151,8 +155,8 @@ class Gateway:
                 self._spawn(self._writer.run(), "documents"),
                 self._spawn(self.door.sweep(), "sweep"),
             ]
-            self._directory.on_change.append(self.door.device_changed)
             await self._serve(ports, context)
+            self._directory.on_change.append(self.door.device_changed)
         except BaseException:
             for port in ports.values():
                 port.close()

@@ -28,6 +28,8 @@ SYSTEM = {
 UNIQUE = frozenset({"message-id", "correlation-id", "iothub-creation-time-utc", "absolute-expiry-time"})
 """System properties whose values hardly repeat: not worth remembering."""
 TYPE_PROPERTY = "type"
+STREAM_PROPERTY = "stream"
+"""Ours: the stream that a message asks to be stored in."""
 DEFAULT_TYPE = "telemetry"
 
 
@@ -51,6 +53,7 @@ class Described(NamedTuple):
     type: str
     content_type: str | None
     text: str | None  # JSON of {"system": ..., "application": ...}, None when there are none
+    stream: str = ""  # what it asks for by STREAM_PROPERTY
 
 
 NOTHING = Described(None, DEFAULT_TYPE, None, None)
@@ -99,7 +102,8 @@ def describe(properties: Properties) -> Described:
         return NOTHING
     text = orjson.dumps({"system": system, "application": application}).decode()
     kind = application.get(TYPE_PROPERTY) or DEFAULT_TYPE
-    return Described(system.get("message-id") or None, kind, system.get("content-type"), text)
+    stream = application.get(STREAM_PROPERTY) or ""
+    return Described(system.get("message-id") or None, kind, system.get("content-type"), text, stream)
 
 
 _PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:~"
@@ -112,6 +116,7 @@ class _Rest(NamedTuple):
     type: str
     content_type: str | None
     text: str
+    stream: str
 
 
 class BagReader:
@@ -140,7 +145,7 @@ class BagReader:
             if rest is not None:
                 message_id = raw_id.decode()
                 text = f'{{"system":{{"message-id":"{message_id}"{rest.text}'
-                return Described(message_id, rest.type, rest.content_type, text)
+                return Described(message_id, rest.type, rest.content_type, text, rest.stream)
         return self._read_parts(bag)
 
     def _rest(self, behind: bytes) -> _Rest | None:
@@ -154,7 +159,7 @@ class BagReader:
         assert described.text.startswith(start)
         if len(self._rests) >= self._entries_max:
             self._rests.clear()
-        rest = _Rest(described.type, described.content_type, described.text[len(start) :])
+        rest = _Rest(described.type, described.content_type, described.text[len(start) :], described.stream)
         self._rests[behind] = rest
         return rest
 
