@@ -112,7 +112,7 @@ class HistoryQuery:
         tables, streams = self._lake.names(), self._recent.streams()
         if stream not in streams and table_of(stream) not in tables:
             raise self._unknown(stream, tables, streams)
-        rows = self._rows(stream, tables, streams)
+        rows = self._rows(stream, tables, streams, entity=entity)
         positions = self._covered(stream, rows, until)
         with closing(self._session([rows], [])) as session:
             days = f"_date BETWEEN DATE '{to_datetime(since).date()}' AND DATE '{to_datetime(until).date()}'"
@@ -121,9 +121,9 @@ class HistoryQuery:
             wanted = [name for name in names if name not in SYSTEM_COLUMNS and (fields is None or name in fields)]
             answer = session.answer(
                 f"SELECT {_select([*_POINT_COLUMNS, *wanted])} FROM {identifier(stream)} "
-                "WHERE _enqueued BETWEEN ? AND ? AND (?::VARCHAR IS NULL OR _entity_id = ?) "
+                f"WHERE _enqueued BETWEEN ? AND ?{'' if entity is None else ' AND _entity_id = ?'} "
                 f"ORDER BY _enqueued, _partition, _offset LIMIT {self._rows_max + 1}",
-                [since, until, entity, entity],
+                [since, until, *([] if entity is None else [entity])],
             )
         if answer.num_rows > self._rows_max:
             raise UserError(
@@ -139,7 +139,7 @@ class HistoryQuery:
             return ()
         return tuple(map(min, rows.recent.end, self._recent.positions_at(stream, until + 1)))
 
-    def _rows(self, name: str, tables: Sequence[str], streams: Sequence[str]) -> _Rows:
+    def _rows(self, name: str, tables: Sequence[str], streams: Sequence[str], *, entity: str | None = None) -> _Rows:
         """First the lake's version, then the log from where that version ends: the order that leaves no gap."""
         if "." in name:
             return _Rows(self._lake.snapshot(name, ""), None)
@@ -149,7 +149,8 @@ class HistoryQuery:
             return _Rows(snapshot, None)
         said = snapshot.properties.get("positions") if snapshot is not None else None
         start = tuple(orjson.loads(said)) if said else ()
-        return _Rows(snapshot, self._recent.since(name, start, snapshot.schema if snapshot is not None else None))
+        schema = snapshot.schema if snapshot is not None else None
+        return _Rows(snapshot, self._recent.since(name, start, schema, entity=entity))
 
     def _session(self, found: Iterable[_Rows], known: Sequence[str]) -> Session:
         paths = [rows.lake.files for rows in found if rows.lake is not None and rows.lake.files]

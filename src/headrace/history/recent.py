@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
 from headrace.core.errors import Unavailable
@@ -44,12 +45,13 @@ class RecentRows:
     def streams(self) -> list[str]:
         return self._ask(self._log.streams())
 
-    def since(self, stream: str, start: Positions, schema: pa.Schema | None) -> Recent:
-        """Rows from `start` on (`()`: from the earliest kept), with the columns of `schema` typed as it says.
-
-        Raises Unavailable when they are more than `rows_max`.
+    def since(self, stream: str, start: Positions, schema: pa.Schema | None, *, entity: str | None = None) -> Recent:
+        """Rows (of one entity, where given) from `start` on (`()`: from the earliest kept); columns that `schema` has
+        are typed as it says. Raises Unavailable when there are more than `rows_max`.
         """
         batches, end = self._ask(self._read(stream, start))
+        if entity is not None:
+            batches = [batch.filter(pc.equal(batch.column("_entity_id"), entity)) for batch in batches]
         return Recent(_flattened(batches, schema), end)
 
     def positions_at(self, stream: str, time: int) -> Positions:
