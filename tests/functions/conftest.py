@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from headrace.core.clock import ManualClock
+from headrace.core.clock import ManualClock, SystemClock
 from headrace.core.flow import LedgerEntry, Outcome
 from headrace.core.schema import EventBatch, event_batch
 from headrace.eventlog.journal import EpochJournal
 from headrace.eventlog.memory import MemoryEventLog
 from headrace.functions.runner import FunctionRunner, RunnerConfig
+from headrace.warehouse.postgres import PostgresWarehouse
+from headrace.warehouse.server import PostgresServer
 
 
 class Killed(BaseException):
@@ -180,3 +185,26 @@ async def passing_time(bench: Bench) -> Any:
     task = asyncio.create_task(fly())
     yield
     task.cancel()
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterable[str]:
+    """The address of a database on a server of our own."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-functions-"))
+    folder.chmod(0o755)
+    server = PostgresServer(folder / "state", SystemClock(), root_home=folder / "root")
+    asyncio.run(server.start())
+    yield server.tcp_url
+    asyncio.run(server.stop())
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def warehouse(database: str) -> Iterable[PostgresWarehouse]:
+    made = PostgresWarehouse(database, SystemClock())
+    made.prepare()
+    with psycopg.connect(database) as connection:
+        for table in ("machine_telemetry", "maintenance_aggregate", "consumer"):
+            connection.execute(f"DELETE FROM {table}")
+    yield made
+    made.close()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from headrace.core.flow import LedgerEntry
 from headrace.core.schema import EventBatch
@@ -49,8 +50,8 @@ class Books:
             self._set_aside(stream, partition, "trimmed", rows)
 
     def count_aside(self, stream: str, events: EventBatch, reason: str) -> None:
-        """Rows that the query refused."""
-        for partition, rows in _counts(events):
+        """Rows that the query refused. Those that no single event stands behind (offset below 0) never came in."""
+        for partition, rows in _counts(events.filter(pc.greater_equal(events.column("_offset"), 0))):
             self._set_aside(stream, partition, reason, rows)
 
     def count_out(self, stream: str, rows: int) -> None:

@@ -9,32 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from headrace.core.identity import derived_event_id
 from headrace.core.schema import JSON_TYPE, EventBatch, event_batch
 from headrace.sql.run import OutputRows
 
-_DEVICE = ("deviceid", "device_id", "device", "machineid", "machine_id")
-_ENTITY = ("entityid", "entity_id", "machineid", "machine_id")
+_DEVICE = ("deviceId", "device_id", "device", "machineId", "machine_id")
+_ENTITY = ("entityId", "entity_id", "machineId", "machine_id")
 _SITE = ("factory", "site")
 
 
 def output_events(pieces: Sequence[OutputRows], *, producer: str, epoch: int) -> EventBatch:
     """The rows of one output in one epoch, as one batch, in order.
 
-    `_device` is the first of deviceId, device_id, device, machineId, machine_id that the rows have (in any case), else
-    empty; `_entity_id` the first of entityId, entity_id, machineId, machine_id, else the device; `_site` factory or site.
+    `_device` is the first of deviceId, device_id, device, machineId, machine_id that a row has (in any case), `_entity_id`
+    the first of entityId, entity_id, machineId, machine_id, else the device; `_site` is factory or site. What a row lacks
+    it has from the event it was made from, where there is exactly one.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("_device", "_entity_id", "_type", "_site", "_body")}
     for piece in pieces:
-        rows = piece.rows
-        devices = _texts(piece, _DEVICE) or [None] * rows
-        entities = _texts(piece, _ENTITY) or devices
-        columns["_device"] += [device or "" for device in devices]
-        columns["_entity_id"] += [entity or device or "" for entity, device in zip(entities, devices, strict=True)]
-        columns["_site"] += _texts(piece, _SITE) or [None] * rows
-        columns["_type"] += [piece.output] * rows
+        origin = piece.data.origin.events() if piece.data.origin is not None else None
+        devices = _filled(_named(piece, _DEVICE), origin, "_device")
+        entities = _named(piece, _ENTITY)
+        columns["_device"] += [found or "" for found in devices]
+        columns["_entity_id"] += [found or other or "" for found, other in zip(entities, devices, strict=True)]
+        columns["_site"] += _filled(_named(piece, _SITE), origin, "_site")
+        columns["_type"] += [piece.output] * piece.rows
         columns["_body"] += piece.bodies()
     rows = len(columns["_body"])
     prefix = derived_event_id(producer, epoch, 0).removesuffix("0")
@@ -43,12 +42,22 @@ def output_events(pieces: Sequence[OutputRows], *, producer: str, epoch: int) ->
     return event_batch(columns)
 
 
-def _texts(piece: OutputRows, wanted: Sequence[str]) -> list[str | None] | None:
-    """The first of the `wanted` columns that the rows have, as text."""
-    names = {name.lower(): name for name in reversed(piece.names)}
+def _named(piece: OutputRows, wanted: Sequence[str]) -> list[str | None]:
+    """Per row, the first of the `wanted` columns that has a value, as text."""
+    known = None if piece.names is None else {name.lower() for name in piece.names}
+    found: list[str | None] = [None] * piece.rows
     for name in wanted:
-        if name in names:
-            values = piece.column(names[name])
-            listed = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values
-            return [None if value is None else str(value) for value in listed]
-    return None
+        if known is not None and name.lower() not in known:
+            continue
+        values = piece.column(name)
+        found = [old if old is not None or new is None else str(new) for old, new in zip(found, values, strict=True)]
+        if None not in found:
+            break
+    return found
+
+
+def _filled(found: list[str | None], origin: EventBatch | None, column: str) -> list[str | None]:
+    """`found` with its gaps filled from the events that the rows were made from."""
+    if origin is None or None not in found:
+        return found
+    return [old if old is not None else new for old, new in zip(found, origin.column(column).to_pylist(), strict=True)]

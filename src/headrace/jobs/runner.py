@@ -36,6 +36,9 @@ from headrace.sql.run import OutputRows, Policies, Results, Run, SetAsideRows
 log = structlog.get_logger()
 
 _IDLE_S = 1.0
+_TICK_SHARE = 0.1
+_TICK_MAX_S = 60.0
+_DERIVED = -1  # the offset that the engine gives to rows which no single event stands behind, a window's say
 _TRIES_MAX = 8
 
 
@@ -84,6 +87,7 @@ class JobRunner:
         self._stats = self._run.stats()
         self._checkpointed_s = 0.0
         self._ticked: dict[str, int] = {}
+        self._busy_at = clock.now()
         self._inputs: Inputs
         self._books: Books
 
@@ -163,9 +167,9 @@ class JobRunner:
             _, ends = await self._log.bounds(stream)
             lag += sum(max(0, end - begin) for end, begin in zip(ends, at, strict=True))
         self.status.lag = lag
-        reached = min(self._stats["watermarks"].values(), default=MIN_WATERMARK)
-        known = reached > MIN_WATERMARK
-        self.status.watermark_delay_s = round((self._clock.now() - reached) / TICKS_PER_S, 3) if known else None
+        reached = [mark for mark in self._stats["watermarks"].values() if mark is not None]
+        delay = (self._clock.now() - min(reached)) / TICKS_PER_S if reached else None
+        self.status.watermark_delay_s = None if delay is None else round(delay, 3)
 
     def _fresh_run(self) -> Run:
         policies = Policies(
@@ -218,8 +222,10 @@ class JobRunner:
         self._books.count_in(portion)
         found = await asyncio.to_thread(self._feed, portion.runs, portion.quiet)
         self.status.rows_in += portion.rows
+        if portion.runs:
+            self._busy_at = self._clock.now()
         epoch = self._epoch + 1
-        if any(one.rows or one.set_aside for one in found):
+        if any(one.set_aside or any(rows.rows for rows in one.rows) for one in found):
             await self._begin(epoch, portion.quiet)
             await self._write(epoch, found)
             self._end_epoch(epoch)
@@ -249,14 +255,14 @@ class JobRunner:
         for one in found:
             refused += one.set_aside
             for rows in one.rows:
-                pieces.setdefault(rows.output, []).append(rows)
+                if rows.rows:
+                    pieces.setdefault(rows.output, []).append(rows)
         for output, rows_of_output in pieces.items():
             producer = f"{self._job.stage}:{output}"
             events = await asyncio.to_thread(output_events, rows_of_output, producer=producer, epoch=epoch)
-            if events.num_rows:
-                await self._append(self._outputs[output], events, producer, epoch)
-                self._books.count_out(self._outputs[output], events.num_rows)
-                self.status.rows_out += events.num_rows
+            await self._append(self._outputs[output], events, producer, epoch)
+            self._books.count_out(self._outputs[output], events.num_rows)
+            self.status.rows_out += events.num_rows
         if aside := self._distinct(refused):
             await self._append_set_aside(aside, epoch)
 
@@ -292,7 +298,7 @@ class JobRunner:
             places = zip(events.column("_partition").to_pylist(), events.column("_offset").to_pylist(), strict=True)
             fresh: list[int] = []
             for row, place in enumerate(places):
-                if (stream, *place) not in seen:
+                if (stream, *place) not in seen or place[1] == _DERIVED:
                     seen.add((stream, *place))
                     fresh.append(row)
             if fresh:
@@ -313,19 +319,29 @@ class JobRunner:
         )
 
     async def _tick(self) -> None:
-        """Let time go on where nothing comes: a tick in the log, so that a replay sees the same time at the same place."""
-        if not (self._inputs.waiting() or self._waits_for_time()):
-            return
+        """Let time go on where nothing comes: a tick in the log, so that a replay sees the same time at the same place.
+
+        One a second where rows of another stream wait for it, else ever fewer: a tenth of the quiet time apart, so that a
+        window closes at most that much late.
+        """
         now = self._clock.now()
+        pause_s = _IDLE_S
+        if not self._inputs.waiting():
+            if not self._waits_for_time():
+                return
+            quiet_s = (now - self._busy_at) / TICKS_PER_S
+            pause_s = min(_TICK_MAX_S, max(_IDLE_S, quiet_s * _TICK_SHARE))
         for stream in self._names:
-            quiet_since = max(self._inputs.frontier(stream), self._ticked.get(stream, MIN_WATERMARK))
-            if now - quiet_since >= _IDLE_S * TICKS_PER_S:
+            heard = max(self._inputs.frontier(stream), self._ticked.get(stream, MIN_WATERMARK))
+            if now - heard >= pause_s * TICKS_PER_S:
                 self._ticked[stream] = now
                 await self._log.append(stream, _TICK)
 
     def _waits_for_time(self) -> bool:
         """Whether the query holds something that later time would set free."""
-        return self._config.late_arrival_s >= 0 and bool(self._run.stats()["open_rows"])
+        return self._config.late_arrival_s >= 0 and any(
+            operator["state_rows"] for operator in self._run.stats()["operators"]
+        )
 
 
 _TICK: EventBatch = pa.RecordBatch.from_arrays(
