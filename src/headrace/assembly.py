@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from headrace.core import runstate
 from headrace.core.clock import Clock, SystemClock
 from headrace.core.config import ModelConfig, Project, Settings
@@ -56,6 +58,11 @@ def parts(settings: Settings) -> list[str]:
     functions = [f"function:{name}" for name, function in settings.functions.items() if function.enabled]
     entities = ["function:entities"] if settings.warehouse.enabled and settings.entities else []
     return ["gateway", "jobs", *functions, "alerts", *entities, "function:lake", "web"]
+
+
+def device_streams(settings: Settings) -> list[str]:
+    """The streams besides `telemetry` that devices may send to."""
+    return [name for name, config in settings.streams.items() if config.devices]
 
 
 class Platform:
@@ -206,6 +213,7 @@ class Platform:
 
     async def ledger_report(self, *, wait_s: float = 0.0) -> dict[str, Any]:
         """The books, after waiting up to `wait_s` for the stages to catch up."""
+        from headrace.gateway.streams import PLATFORM_STREAMS, STREAM
         from headrace.jobs.ledger import LedgerReport
 
         streams = self.settings.streams
@@ -217,6 +225,7 @@ class Platform:
             lake_streams=lambda stream: stream not in streams or streams[stream].lake,
             warehouse=self.warehouse if self.settings.warehouse.enabled and self.settings.entities else None,
             entities={name: config.stream for name, config in self.settings.entities.items() if config.enabled},
+            shared=frozenset({STREAM, *PLATFORM_STREAMS, *device_streams(self.settings)}),
         )
         return await report.run(wait_s=wait_s)
 
@@ -243,6 +252,9 @@ async def prepare(project: Project, report: Report) -> PostgresServer | None:
         await server.start()
         report(f"warehouse: PostgreSQL on 127.0.0.1:{server.status().port}")
     try:
+        for collection, named in (("fields", project.settings.fields), ("sites", project.settings.sites)):
+            bodies = {name: msgspec.structs.asdict(config) for name, config in named.items()}
+            await platform.docs.put_many(collection, bodies)
         await asyncio.to_thread(_prepare_data, platform, report)
     except BaseException:
         if server is not None:
@@ -322,6 +334,7 @@ async def _gateway(platform: Platform, ready: Ready, stop: asyncio.Event) -> Non
         clock=platform.clock,
         metrics=platform.metrics,
         ids=EventIds(os.urandom(16)),
+        streams=device_streams(platform.settings),
     )
     listening = await gateway.start()
     try:

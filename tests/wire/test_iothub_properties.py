@@ -43,15 +43,16 @@ def test_the_size_counts_values_of_system_and_both_sides_of_application() -> Non
 
 @pytest.mark.parametrize("bag", [b"", b"&", b"&&"])
 def test_no_properties_is_null(bag: bytes) -> None:
-    assert BagReader().describe([bag]) == [(None, "telemetry", None, None)]
+    assert BagReader().describe([bag]) == [(None, "telemetry", None, None, "")]
 
 
 def test_columns_of_a_message() -> None:
-    ((message_id, kind, content_type, text),) = BagReader().describe([b"$.mid=m1&$.ct=text%2Fplain&type=alarm&x=1"])
-    assert (message_id, kind, content_type) == ("m1", "alarm", "text/plain")
+    (described,) = BagReader().describe([b"$.mid=m1&$.ct=text%2Fplain&type=alarm&x=1&stream=lab"])
+    message_id, kind, content_type, text, stream = described
+    assert (message_id, kind, content_type, stream) == ("m1", "alarm", "text/plain", "lab")
     assert json.loads(text or "") == {
         "system": {"message-id": "m1", "content-type": "text/plain"},
-        "application": {"type": "alarm", "x": "1"},
+        "application": {"type": "alarm", "x": "1", "stream": "lab"},
     }
 
 

@@ -119,6 +119,7 @@ class StreamConfig(Section, frozen=True):
 
     retention_h: float = 0.0  # 0: as [eventlog]
     lake: bool = True
+    devices: bool = False  # whether devices may send to it, with the application property `stream`
     description: str = ""
 
 
@@ -199,6 +200,21 @@ class EntityConfig(Section, frozen=True):
     enabled: bool = True
 
 
+class FieldConfig(Section, frozen=True):
+    """[fields.NAME] What people read beside a number."""
+
+    unit: str = ""
+    label: str = ""
+    digits: int | None = None  # decimals; None: what the number needs
+
+
+class SiteConfig(Section, frozen=True):
+    """[sites.ID] What people call a place."""
+
+    title: str = ""
+    place: str = ""
+
+
 class Settings(Section, frozen=True):
     """headrace.toml as a whole."""
 
@@ -217,6 +233,8 @@ class Settings(Section, frozen=True):
     alerts: dict[str, AlertConfig] = {}
     channels: dict[str, ChannelConfig] = {}
     entities: dict[str, EntityConfig] = {}
+    fields: dict[str, FieldConfig] = {}
+    sites: dict[str, SiteConfig] = {}
 
 
 class Project(msgspec.Struct, frozen=True):
