@@ -21,6 +21,7 @@ from headrace.core import runstate
 from headrace.core.clock import Clock, SystemClock
 from headrace.core.config import ModelConfig, Project, Settings
 from headrace.core.errors import NotFound, UserError, nearest
+from headrace.core.lean import hide
 from headrace.core.observe.metrics import Metrics
 
 # Imported where they are used: a part loads what it runs and no more, which is most of its start and of its memory.
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 Ready = Callable[[dict[str, str]], None]
 Report = Callable[[str], None]
 RETAIN_EVERY_S = 60.0
+LEAN_PARTS = ("gateway", "alerts", "web", "function:lake", "function:entities")
+"""Parts that run no code but ours, none of which uses pandas. Jobs call models and functions call people's code."""
 
 
 def parts(settings: Settings) -> list[str]:
@@ -290,6 +293,8 @@ def warehouse_url(project: Project) -> str:
 async def run_part(platform: Platform, part: str, ready: Ready, stop: asyncio.Event) -> None:
     """Run one part until `stop` is set. `ready` is told the addresses that others may use."""
     kind, _, name = part.partition(":")
+    if part in LEAN_PARTS:
+        hide("pandas")
     runners: dict[str, Callable[[], Awaitable[None]]] = {
         "gateway": lambda: _gateway(platform, ready, stop),
         "jobs": lambda: _jobs(platform, ready, stop),
