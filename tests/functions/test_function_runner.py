@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Bench, EpochSink, Fuse, Killed, events
+from function_bench import Bench, EpochSink, Fuse, Killed, events
 
 from headrace.core.errors import DataError, Unavailable, UserError
 from headrace.core.flow import Outcome, SetAside

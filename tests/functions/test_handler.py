@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import Bench, events
+from function_bench import Bench, events
 
 from headrace.core.errors import UserError
 from headrace.core.flow import Outcome, SetAside

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from conftest import Bench, Fuse, Killed, MemoryLedger
 from deltalake import DeltaTable
+from function_bench import Bench, Fuse, Killed, MemoryLedger
 
 from headrace.core.clock import ManualClock, SystemClock
 from headrace.core.config import EntityConfig, LakeConfig, WarehouseConfig

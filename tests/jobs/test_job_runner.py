@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
-from conftest import Fuse, Killed, Plant
+from job_plant import Fuse, Killed, Plant
 
 from headrace.core.errors import DataError
 from headrace.jobs.ledger import LedgerReport

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 import pytest
-from conftest import Plant
+from job_plant import Plant
 
 from headrace.core.clock import SystemClock
 from headrace.core.config import JobConfig, ReferenceConfig

@@ -160,7 +160,7 @@ class _Host:
 
     async def _once(self, work: Work) -> None:
         means = self._means
-        path = means.state / f"{quote(work.name, safe='')}.{quote(work.stream, safe='')}.sqlite"
+        path = means.state / f"function.{quote(work.name, safe='')}.{quote(work.stream, safe='')}.sqlite"
         journal = await asyncio.to_thread(EpochJournal, path)
         try:
             runner = FunctionRunner(

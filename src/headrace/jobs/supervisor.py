@@ -107,7 +107,7 @@ class JobSupervisor:
             name: await asyncio.to_thread(self._reference, self._folder, given.path)
             for name, given in config.reference.items()
         }
-        journal = await asyncio.to_thread(EpochJournal, self._state / f"{quote(name, safe='')}.sqlite")
+        journal = await asyncio.to_thread(EpochJournal, self._state / f"job.{quote(name, safe='')}.sqlite")
         try:
             runner = self._runner(job, journal, references)
             self._runners[name], self._status[name] = runner, runner.status
