@@ -44,12 +44,14 @@ class Decoder:
 
     def __init__(self, names: Sequence[str], *, whole: bool = False) -> None:
         self.names = tuple(dict.fromkeys(names))
-        self.whole = whole  # someone needs all fields: read records, and columns from them
+        # Somebody needs all fields, or a name that structs cannot have: read records, and columns from them.
+        self.whole = whole or any(set(name) & {'"', "\\"} or not name.isprintable() for name in self.names)
         self._compile()
 
     def _compile(self) -> None:
-        fields = [(f"f{index}", Any, _UNSET) for index in range(len(self.names))]
-        rename = {f"f{index}": name for index, name in enumerate(self.names)}
+        names = () if self.whole else self.names
+        fields = [(f"f{index}", Any, _UNSET) for index in range(len(names))]
+        rename = {f"f{index}": name for index, name in enumerate(names)}
         struct = msgspec.defstruct("Fields", fields, rename=rename, gc=False)
         self._lines = msgspec.json.Decoder(struct)
         self._pick = [operator.attrgetter(field) for field, _, _ in fields]
@@ -233,6 +235,8 @@ class _Decoded(Payload):
 
     def _find(self, name: str) -> Column:
         if self._records is None:  # a name that the plan did not foresee
+            if Decoder([name]).whole:
+                return values.from_values([get_field(record, name) for record in self.records()])
             one = Decoder([name]).columns(self._events.column("_body"))
             assert one is not None, "the payload was decoded before"
             return self._finish(name, one.get(name, []))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.sql.moments import Moment
 from headrace.sql.state import hashable
-from headrace.sql.values import BIGINT, BIT, DATETIME, FLOAT, TEXT, Column, Constant, Ints
+from headrace.sql.values import BIGINT, DATETIME, TEXT, Column, Constant, Ints
 
 Key = tuple[Any, ...]
 
@@ -31,7 +31,7 @@ def encode(column: Column) -> tuple[Ints, list[Any]]:
             [Moment(ticks) for ticks in distinct] if kind == DATETIME else distinct
         )
     codes: dict[Any, int] = {}
-    simple = column.kinds() <= {TEXT, BIGINT, FLOAT, BIT, DATETIME}
+    simple = column.kinds() <= {TEXT, BIGINT, DATETIME}
     found = column.to_list() if simple else [hashable(value) for value in column.to_list()]
     out = np.fromiter((codes.setdefault(value, len(codes)) for value in found), np.int64, len(found))
     return out, list(codes)

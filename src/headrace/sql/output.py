@@ -58,7 +58,8 @@ class OutputRows(NamedTuple):
         if self.rows == 0:
             return []
         named = [item for item in self.data.items if isinstance(item, Named)]
-        if len(named) == len(self.data.items) and named:
+        plain = all(item.name.isprintable() and not set(item.name) & {'"', "\\"} for item in named)
+        if plain and len(named) == len(self.data.items) and named:
             row = _shape(tuple(item.name for item in named))
             lists = [json_values(item.column) for item in named]
             lines = _ENCODER.encode_lines(list(map(row, *lists)))

@@ -27,6 +27,7 @@ from headrace.sql.tree import (
     Over,
     Star,
     Unary,
+    children,
 )
 from headrace.sql.units import DURATION_MAX, PARTS, TICKS
 
@@ -36,7 +37,8 @@ like between create over match_recognize order null
 """
 RESERVED = frozenset(_RESERVED_WORDS.split())
 TYPES = ("bigint", "float", "nvarchar", "datetime", "bit", "record", "array")
-DEPTH_MAX = 100
+DEPTH_MAX = 40  # of parentheses and calls: about ten Python frames each
+HEIGHT_MAX = 120  # of the tree: chains like a + a + a grow it without nesting
 INT_MAX = (1 << 63) - 1
 
 
@@ -110,23 +112,24 @@ class ExpressionParser:
         if self.depth > DEPTH_MAX:
             self.fail(f"expressions are nested more than {DEPTH_MAX} deep", hint="split it over steps of WITH")
         try:
-            return self._or()
+            node = self._or()
         finally:
             self.depth -= 1
+        if self.depth == 0 and height(node) > HEIGHT_MAX:
+            self.fail(f"an expression chains more than {HEIGHT_MAX} operators", node.at, hint="use steps of WITH")
+        return node
 
     def _or(self) -> Node:
-        left = self._and()
-        while self.is_word("or"):
-            at = self.advance()
-            left = Binary(at, "or", left, self._and())
-        return left
+        parts = [self._and()]
+        while self.take_word("or"):
+            parts.append(self._and())
+        return _balanced("or", parts)
 
     def _and(self) -> Node:
-        left = self._not()
-        while self.is_word("and"):
-            at = self.advance()
-            left = Binary(at, "and", left, self._not())
-        return left
+        parts = [self._not()]
+        while self.take_word("and"):
+            parts.append(self._not())
+        return _balanced("and", parts)
 
     def _not(self) -> Node:
         nots: list[Token] = []
@@ -403,3 +406,20 @@ class ExpressionParser:
                 self.fail("only nvarchar(max) exists", token)
             self.expect_mark(")", "after max")
         return kind
+
+
+def _balanced(op: str, parts: list[Node]) -> Node:
+    """Conditions joined as a low tree, so that hundreds of them are no deep recursion."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = len(parts) // 2
+    return Binary(parts[0].at, op, _balanced(op, parts[:middle]), _balanced(op, parts[middle:]))
+
+
+def height(node: Node) -> int:
+    """How many nodes stand above one another, without recursion."""
+    level, found = 0, [node]
+    while found:
+        level += 1
+        found = [child for one in found for child in children(one)]
+    return level

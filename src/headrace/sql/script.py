@@ -40,19 +40,28 @@ _WINDOWS = {
 
 def parse_script(text: str) -> Script:
     """The syntax tree of a script. Raises SqlError with line and column."""
-    return _ScriptParser(text).script()
+    parser = _ScriptParser(text)
+    try:
+        return parser.script()
+    except RecursionError:
+        parser.fail("this is nested too deep", hint="use steps of WITH")
 
 
 def parse_expression(text: str) -> Node:
     """The syntax tree of one expression, with nothing after it."""
     parser = _ScriptParser(text)
-    node = parser.expression()
+    try:
+        node = parser.expression()
+    except RecursionError:
+        parser.fail("this is nested too deep")
     if parser.current.kind != "end":
         parser.fail(f"expected the end of the expression, found {parser.current.text!r}")
     return node
 
 
 class _ScriptParser(ExpressionParser):
+    queries = 0  # how deep the one being read is nested
+
     def script(self) -> Script:
         start = self.current
         tables: list[Table] = []
@@ -105,9 +114,9 @@ class _ScriptParser(ExpressionParser):
 
     def _query(self, *, outermost: bool) -> Query:
         at = self.current
-        self.depth += 1
-        if self.depth > 50:
-            self.fail("queries are nested more than 50 deep", hint="use steps of WITH")
+        self.queries += 1
+        if self.queries > 30:
+            self.fail("queries are nested more than 30 deep", hint="use steps of WITH")
         selects: list[Select] = []
         while not selects or self.take_word("union"):
             if selects:
@@ -117,7 +126,7 @@ class _ScriptParser(ExpressionParser):
                 self.expect_mark(")", "after the query")
             else:
                 selects.append(self._select(outermost=outermost))
-        self.depth -= 1
+        self.queries -= 1
         return Query(at, tuple(selects))
 
     def _select(self, *, outermost: bool) -> Select:

@@ -68,10 +68,13 @@ def table_values(table: pa.Table) -> list[tuple[Any, Any]]:
 
 
 def hashable(value: Any) -> Any:
-    """A value as a dictionary key: equal values (1 and 1.0 too) give equal keys."""
-    if type(value) in (dict, list):
-        return Frozen(pack(value))
-    return value
+    """A value as a dictionary key. A whole float becomes the bigint it equals, so that the key shown for a group does not
+    depend on which came first; a bit is no number here (Python would take True for 1).
+    """
+    kind = type(value)
+    if kind is float and value.is_integer() and abs(value) < 9e18:
+        return int(value)
+    return Frozen(pack(value)) if kind is dict or kind is list or kind is bool else value
 
 
 class Frozen:

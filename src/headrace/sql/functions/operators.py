@@ -97,14 +97,14 @@ def _loose(kernel: Kernel) -> Kernel:
 def _quotient(left: Any, right: Any) -> Any:
     safe = np.where(right == 0, 1, right)
     found = np.abs(left) // np.abs(safe)
-    return np.where((left < 0) == (safe < 0), found, -found), (right == 0) | _wide(left, limit=1 << 62) | np.zeros(
-        np.shape(found), np.bool_
-    )
+    unsure = (right == 0) | _wide(left, right, limit=1 << 62) | np.zeros(np.shape(found), np.bool_)
+    return np.where((left < 0) == (safe < 0), found, -found), unsure
 
 
 def _rest(left: Any, right: Any) -> Any:
     safe = np.where(right == 0, 1, right)
-    return np.fmod(left, safe), (right == 0) | _wide(left, limit=1 << 62) | np.zeros(np.shape(safe), np.bool_)
+    found = np.fmod(left, safe)
+    return found, (right == 0) | _wide(left, right, limit=1 << 62) | np.zeros(np.shape(found), np.bool_)
 
 
 def _numeric(exact: Kernel, floats: Kernel) -> dict[tuple[int, ...], tuple[int, Kernel]]:

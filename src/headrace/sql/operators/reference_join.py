@@ -14,6 +14,7 @@ from headrace.sql.calls import from_arrow
 from headrace.sql.evaluate import Eval, Frame, truth
 from headrace.sql.keys import Key, group
 from headrace.sql.rows import Named, Rows
+from headrace.sql.state import Frozen, thawed
 from headrace.sql.values import Ints
 
 
@@ -35,6 +36,13 @@ def table_rows(table: pa.Table) -> Rows:
     return Rows(np.zeros(table.num_rows, np.int64), columns)
 
 
+def _by_value(key: Key) -> Key:
+    """A key as comparison sees it: bits are 0 and 1."""
+    if not any(isinstance(part, Frozen) for part in key):
+        return key
+    return tuple(int(thawed(part)) if type(thawed(part)) is bool else part for part in key)
+
+
 class ReferenceJoinOperator:
     """Holds the index. Reference data is given anew on every start, so it is no state."""
 
@@ -47,6 +55,7 @@ class ReferenceJoinOperator:
         empty = Rows(self.rows.times, [])
         frame = Frame(self.rows.times, [*[empty] * position, self.rows])
         codes, keys = group([key(frame) for key in self.join.table_keys], self.rows.rows)
+        keys = [_by_value(key) for key in keys]
         index: dict[Key, list[int]] = {key: [] for key in keys if None not in key}
         for row, code in enumerate(codes.tolist()):
             if keys[code] in index:
@@ -57,7 +66,7 @@ class ReferenceJoinOperator:
         if self.index is None:
             self.index = self._build(len(frame.sources))
         codes, keys = group([key(frame) for key in self.join.stream_keys], frame.rows)
-        found = [self.index.get(key, []) if None not in key else [] for key in keys]
+        found = [self.index.get(_by_value(key), []) if None not in key else [] for key in keys]
         lengths = np.array([len(rows) for rows in found], np.int64)
         per_row = lengths[codes] if len(lengths) else np.zeros(frame.rows, np.int64)
         stream_at = np.repeat(np.arange(frame.rows), per_row)

@@ -6,12 +6,17 @@ how the branches were fed.
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
 from headrace.core.flow import MIN_WATERMARK, Watermark
+from headrace.core.schema import LOG_SCHEMA, EventBatch
 from headrace.sql import values
-from headrace.sql.rows import Named, Records, Rows
+from headrace.sql.decode import Decoder, Payload
+from headrace.sql.rows import Named, Records, Rows, Spread
 from headrace.sql.state import table_values, value_table
 
 
@@ -46,30 +51,48 @@ class UnionOperator:
         return sum(rows.rows for port in self.waiting for rows in port)
 
     def snapshot(self) -> pa.Table:
+        """A row per waiting row: port and time as key, its columns, and the event it was made from."""
         keys: list[list[int]] = []
-        found: list[object] = []
+        found: list[list[Any]] = []
         for port, pieces in enumerate(self.waiting):
             for rows in pieces:
                 names = rows.names
-                records = rows.records() if names is None else list(zip(*_lists(rows), strict=True))
-                for time, record in zip(rows.times.tolist(), records, strict=True):
+                records = rows.records() if names is None else [list(row) for row in zip(*_lists(rows), strict=True)]
+                events = [None] * rows.rows if rows.origin is None else _packed(rows.origin.events())
+                for time, record, event in zip(rows.times.tolist(), records, events, strict=True):
                     keys.append([port, time])
-                    found.append([names, record])
+                    found.append([names, record, event])
         return value_table(keys, found).replace_schema_metadata({"mark": str(self.mark)})
 
     def restore(self, table: pa.Table) -> None:
         self.mark = int(table.schema.metadata[b"mark"])
         self.waiting = [[] for _ in self.waiting]
-        for (port, time), (names, record) in table_values(table):
-            times = np.array([time], np.int64)
-            if names is None:
-                rows = Rows(times, [Records([record])])
-            else:
-                rows = Rows(
-                    times, [Named(name, values.from_values([value])) for name, value in zip(names, record, strict=True)]
-                )
-            self.waiting[port].append(rows)
+        rows = table_values(table)
+        for (port, names, has_event), same in itertools.groupby(
+            rows, lambda row: (row[0][0], row[1][0], bool(row[1][2]))
+        ):
+            some = list(same)
+            times = np.array([key[1] for key, _ in some], np.int64)
+            records = [record for _, (_, record, _) in some]
+            items: list[Named | Spread] = [Records(records)]
+            if names is not None:
+                columns = zip(*records, strict=True)
+                items = [
+                    Named(name, values.from_values(list(column))) for name, column in zip(names, columns, strict=True)
+                ]
+            origin = _unpacked([event for _, (_, _, event) in some]) if has_event else None
+            self.waiting[port].append(Rows(times, items, origin))
 
 
 def _lists(rows: Rows) -> list[list[object]]:
     return [item.column.to_list() for item in rows.items if isinstance(item, Named)]
+
+
+def _packed(events: EventBatch) -> list[list[Any]]:
+    """Events as lists of their columns."""
+    return [list(row) for row in zip(*(column.to_pylist() for column in events.select(LOG_SCHEMA.names)), strict=True)]
+
+
+def _unpacked(rows: list[list[Any]]) -> Payload:
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), LOG_SCHEMA, strict=True)]
+    return Payload.split(pa.RecordBatch.from_arrays(columns, schema=LOG_SCHEMA), Decoder([]))[0]
