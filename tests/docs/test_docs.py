@@ -16,7 +16,7 @@ from headrace.core.plugins import collect
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"^\s*(?:#\s*)?(headrace [a-z][^#`|(]*)", re.MULTILINE)
+COMMAND = re.compile(r"^\s*(headrace [a-z].*?)(?:\s+#.*)?$", re.MULTILINE)
 
 
 def command_line() -> Any:
