@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -44,6 +44,13 @@ class ShiftedClock(SystemClock):
         return super().now() - int(self.shift_s * TICKS_PER_S)
 
 
+async def until(condition: Callable[[], bool], *, limit_s: float = 10.0) -> None:
+    """Let the loop run until something has become true. TimeoutError when it does not."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0.002)
+
+
 class LogHistory:
     """History straight from a log on the loop that `loop` names; asked from threads, as the console does."""
 
@@ -51,10 +58,11 @@ class LogHistory:
         self._log = log
         self._loop = loop
 
-    def _read(self, stream: str) -> tuple[pa.Table, tuple[int, ...]]:
+    def _read(self, stream: str, keep: pc.Expression | None = None) -> tuple[pa.Table, tuple[int, ...]]:
         wait = self._log.read_merged(stream, (), rows_max=1_000_000, wait_s=0.0)
         piece = asyncio.run_coroutine_threadsafe(wait, self._loop).result(10)
-        return flatten(piece.batch), piece.positions
+        rows = piece.batch if keep is None else piece.batch.filter(keep)
+        return flatten(rows), piece.positions
 
     def range(
         self,
@@ -65,13 +73,10 @@ class LogHistory:
         entity: str | None,
         points_max: int,
     ) -> tuple[pa.Table, tuple[int, ...]]:
-        table, positions = self._read(stream)
-        keep = pc.and_(
-            pc.greater_equal(table.column("_enqueued"), since), pc.less_equal(table.column("_enqueued"), until)
-        )
+        keep = (pc.field("_enqueued") >= since) & (pc.field("_enqueued") <= until)
         if entity:
-            keep = pc.and_(keep, pc.equal(table.column("_entity_id"), entity))
-        table = table.filter(keep)
+            keep &= pc.field("_entity_id") == entity
+        table, positions = self._read(stream, keep)
         if fields:
             table = table.select([name for name in table.column_names if name.startswith("_") or name in fields])
         step = max(1, math.ceil(table.num_rows / points_max))
@@ -83,8 +88,7 @@ class LogHistory:
             for stream in streams:
                 database.register(stream, self._read(stream)[0])
             try:
-                answer = database.execute(sql)
-                return answer.to_arrow_table().slice(0, limit)
+                return database.sql(sql).to_arrow_table().slice(0, limit)
             except duckdb.Error as exc:
                 raise UserError(str(exc), hint="see the tables with SHOW TABLES", code="query.sql") from exc
 
@@ -191,7 +195,9 @@ class Plant:
             self.windows.setdefault(machine.id, []).append(body["temperature"])
             if spike:
                 anomaly = {"machineId": machine.id, "ts": body["ts"], "temperature": body["temperature"]}
-                spikes.append((machine, {**anomaly, "isAnomaly": 1, "score": round(machine.rng.uniform(1e-6, 4e-3), 6)}))
+                spikes.append(
+                    (machine, {**anomaly, "isAnomaly": 1, "score": round(machine.rng.uniform(1e-6, 4e-3), 6)})
+                )
         await self.log.append("telemetry", self.batch(rows))
         scores = [(one, {**body, "rul_s": round((1 - one.wear) / 0.00003)}) for one, body in rows]
         await self.log.append("scored", self.batch(scores))
@@ -293,9 +299,7 @@ async def services_of(log: MemoryEventLog, clock: SystemClock, incidents: Incide
         log=log,
         docs=docs,
         clock=clock,
-        settings=Settings(
-            project=ProjectConfig(name="factory", title="Five factories"), web=WebConfig(port=port)
-        ),
+        settings=Settings(project=ProjectConfig(name="factory", title="Five factories"), web=WebConfig(port=port)),
         history=LogHistory(log, asyncio.get_running_loop()),
         status=status,
         ledger_report=ledger,
@@ -326,9 +330,13 @@ async def main() -> None:
     await set_some_aside(plant)
     now = clock.now()
     one, two, three = plant.machines[3], plant.machines[args.machines], plant.machines[2 * args.machines + 2]
-    incidents.open("i1", one.id, "critical", f"{one.id} needs maintenance within 4 h", now - 40 * TICKS_PER_S, rul_s=13_900)
+    incidents.open(
+        "i1", one.id, "critical", f"{one.id} needs maintenance within 4 h", now - 40 * TICKS_PER_S, rul_s=13_900
+    )
     incidents.open("i2", two.id, "warning", f"Temperature spike on {two.id}", now - 400 * TICKS_PER_S, temperature=84.2)
-    incidents.open("i3", three.id, "warning", f"Vibration rising on {three.id}", now - 3000 * TICKS_PER_S, vibration=4.4)
+    incidents.open(
+        "i3", three.id, "warning", f"Vibration rising on {three.id}", now - 3000 * TICKS_PER_S, vibration=4.4
+    )
     await incidents.acknowledge("i3", "m.silva")
     app = create_app(await services_of(plant.log, clock, incidents, args.port))
     async with asyncio.TaskGroup() as group:
@@ -340,7 +348,7 @@ async def main() -> None:
             for machine, body in await plant.step(clock.now() / TICKS_PER_S):
                 title = f"Temperature spike on {machine.id}"
                 incidents.open(f"s{seconds}{machine.id}", machine.id, "warning", title, clock.now(), **body)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1.0 - clock.now() / TICKS_PER_S % 1.0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import msgspec
 import orjson
 import pyarrow as pa
 import pytest
-from plant import LogHistory
+from plant import LogHistory, until
 
 from headrace.core.clock import SystemClock
 from headrace.core.errors import NotFound
@@ -178,8 +178,7 @@ async def test_a_place_too_far_back_asks_for_history_again() -> None:
         first = Browser(messages(hub, "a", ["telemetry"], {}))
         await first.read_event("following")
         browser = Browser(messages(hub, "a", ["telemetry"], {"telemetry": (0, 0, 0, 0)}))
-        while hub_position(hub) < 600:
-            await asyncio.sleep(0)
+        await until(lambda: hub_position(hub) == 600)
         await browser.read_one()
         assert browser.events == ["reset"]
 
@@ -196,8 +195,7 @@ async def test_a_slow_browser_costs_bounded_memory_and_is_told() -> None:
         browser = Browser(messages(hub, "a", ["telemetry"], {}))
         await browser.read_event("following")
         await writer.write(5000, ["a"])  # while nobody reads
-        while hub_position(hub) < 5000:
-            await asyncio.sleep(0)
+        await until(lambda: hub_position(hub) == 5000)
         assert hub._feeds["telemetry"][0].watchers[0].buffered_rows <= 100
         await browser.read_until(5000)  # the newest point is among what is left
         numbers = browser.numbers["telemetry"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import structlog
 from litestar import Litestar, Router
 from litestar.config.compression import CompressionConfig
-from litestar.contrib.jinja import JinjaTemplateEngine
 from litestar.datastructures import CacheControlHeader, State
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.static_files import create_static_files_router
 from litestar.template.config import TemplateConfig
 
@@ -98,6 +98,7 @@ def create_app(services: WebServices, *, linger_s: float = 0.05, tick_s: float =
     return Litestar(
         route_handlers=[*HANDLERS, _static()],
         state=state,
+        logging_config=None,  # logs are set up by whoever runs us
         lifespan=[alive],
         before_request=security.Gate(loopback_only=security.is_loopback(web.host)),
         response_headers=security.HEADERS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -18,6 +18,7 @@ from headrace.web import sse
 from headrace.web.alerts import Alert, alert_of, worst_by_entity
 from headrace.web.fleet import Fleet
 from headrace.web.services import Incidents
+from headrace.web.tasks import end
 
 log = structlog.get_logger()
 
@@ -77,9 +78,7 @@ class FleetRoom:
             yield
         finally:
             self.close()
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end([task])
 
     def close(self) -> None:
         self._closed = True
@@ -115,7 +114,8 @@ class FleetRoom:
             yield self._alerts_message()
             while not self._closed:
                 try:
-                    await asyncio.wait_for(viewer.ready.wait(), HEARTBEAT_S)
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        await viewer.ready.wait()
                 except TimeoutError:
                     yield sse.HEARTBEAT
                     continue
@@ -130,7 +130,7 @@ class FleetRoom:
             self._viewers.remove(viewer)
 
     async def _run(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 await self.tick()
             except Exception:  # a mistake must not freeze every screen: say so and go on
@@ -139,7 +139,8 @@ class FleetRoom:
 
     async def _read_alerts(self) -> bool:
         try:
-            found = await asyncio.wait_for(self._incidents.list(state="open", limit=ALERTS_MAX), 10.0)
+            async with asyncio.timeout(10.0):
+                found = await self._incidents.list(state="open", limit=ALERTS_MAX)
         except (Unavailable, TimeoutError) as exc:
             self.alerts_problem = str(exc) or "the alerts do not answer"
             return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from headrace.core.observe.metrics import Metrics
 from headrace.core.schema import EventBatch
 from headrace.eventlog.contract import EventLog, Positions, Slice, Trimmed
 from headrace.web.fleet import Fleet
+from headrace.web.tasks import end
 from headrace.web.watcher import Watcher
 from headrace.wire.payload import SYSTEM_COLUMNS, flatten
 
@@ -130,10 +131,7 @@ class LiveHub:
             yield
         finally:
             self.close()
-            tasks = [task for _, task in self._feeds.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(task for _, task in self._feeds.values())
             self._feeds.clear()
 
     def close(self) -> None:
@@ -185,8 +183,9 @@ class LiveHub:
 
     async def _until_ready(self, feeds: list[Feed]) -> None:
         try:
-            for feed in feeds:
-                await asyncio.wait_for(feed.ready.wait(), READY_S)
+            async with asyncio.timeout(READY_S):
+                for feed in feeds:
+                    await feed.ready.wait()
         except TimeoutError as exc:
             raise Unavailable("the event log does not answer", hint="see the page Ledger & health") from exc
 
@@ -248,7 +247,7 @@ class LiveHub:
 
     async def _run(self, feed: Feed) -> None:
         """Read for ever. A log that is not there is waited for; a mistake of ours is counted and does not end the feed."""
-        while True:
+        while not self.closed.is_set():
             try:
                 if not feed.ready.is_set():
                     feed.positions = await self._first_positions(feed)
@@ -272,7 +271,7 @@ class LiveHub:
     async def _pump(self, feed: Feed) -> None:
         while not feed.positions and feed.stream not in await self._log.streams():
             await self._clock.sleep(RETRY_S)  # reading would make the stream
-        while True:
+        while not self.closed.is_set():
             piece = await self._read(feed.stream, feed.positions)
             feed.positions, feed.frontier, feed.problem = piece.positions, piece.frontier, ""
             if piece.batch.num_rows:
@@ -306,10 +305,3 @@ def earliest(start: Positions, target: Positions) -> Positions:
     """Where to read from to bring `start` to `target`: never past the target, and of its length."""
     padded = start + (0,) * (len(target) - len(start))
     return tuple(min(pair) for pair in zip(padded, target, strict=False))
-
-
-async def wait_closed(hub: LiveHub, seconds: float) -> bool:
-    """Sleep up to `seconds` of real time, but wake at once when the hub closes; True when it has."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(hub.closed.wait(), seconds)
-    return hub.closed.is_set()

@@ -24,13 +24,15 @@ class Threads:
 
     async def run(self, call: Callable[[], T]) -> T:
         try:
-            await asyncio.wait_for(self._turns.acquire(), self._queue_s)
+            async with asyncio.timeout(self._queue_s):
+                await self._turns.acquire()
         except TimeoutError as exc:
             raise Unavailable("too many queries are running", hint="try again in a moment", code="web.busy") from exc
         running = asyncio.ensure_future(asyncio.to_thread(call))
         running.add_done_callback(self._done)
         try:
-            return await asyncio.wait_for(asyncio.shield(running), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.shield(running)
         except TimeoutError as exc:
             if running.done():
                 raise

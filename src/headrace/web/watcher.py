@@ -90,7 +90,8 @@ class Watcher:
         """
         if not self._buffer and not self.closed:
             try:
-                await asyncio.wait_for(self._ready.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._ready.wait()
             except TimeoutError:
                 return []
         taken, self._buffer, self._rows = self._buffer, [], 0

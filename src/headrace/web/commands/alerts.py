@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from litestar import post
 from litestar.datastructures import State
+from litestar.params import FromPath, JSONBody
 
 from headrace.web.alerts import Alert, alert_of
 
@@ -21,7 +22,7 @@ class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 @post("/api/alerts/{alert_id:str}/acknowledge", status_code=200, summary="Acknowledge an alert", tags=["alerts"])
-async def acknowledge(state: State, alert_id: str, data: Acknowledgement) -> Alert:
+async def acknowledge(state: State, alert_id: FromPath[str], data: JSONBody[Acknowledgement]) -> Alert:
     alert = alert_of(await state.services.incidents.acknowledge(alert_id, data.by, data.note))
     await state.room.refresh_alerts()
     return alert

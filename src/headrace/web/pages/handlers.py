@@ -6,6 +6,7 @@ from typing import Any
 
 from litestar import Request, get
 from litestar.datastructures import State
+from litestar.params import FromQuery
 from litestar.response import Redirect, Template
 
 
@@ -30,7 +31,7 @@ async def live_page(request: Request[Any, Any, Any], state: State) -> Template:
 
 
 @get("/machine", include_in_schema=False)
-async def machine_page(request: Request[Any, Any, Any], state: State, id: str = "") -> Template | Redirect:
+async def machine_page(request: Request[Any, Any, Any], state: State, id: FromQuery[str] = "") -> Template | Redirect:
     if not id:
         return Redirect("/")
     return _page(request, state, "machine", id, entity=id)

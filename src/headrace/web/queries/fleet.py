@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from litestar import MediaType, Response, get
 from litestar.datastructures import State
+from litestar.params import FromPath, FromQuery
 
 from headrace.core.errors import NotFound
 from headrace.web.alerts import Alert, alert_of
@@ -36,7 +37,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/api/devices/{entity:path}", summary="One entity now", tags=["fleet"])
-async def device(state: State, entity: str) -> Device:
+async def device(state: State, entity: FromPath[str]) -> Device:
     """Raises NotFound for an entity that neither the fleet nor the registry has."""
     name = entity.removeprefix("/")
     services = state.services
@@ -66,7 +67,9 @@ class Alerts(msgspec.Struct, frozen=True):
 
 
 @get("/api/alerts", summary="Alerts, newest first", tags=["alerts"])
-async def alerts(state: State, only: str = "", entity: str = "", limit: int = 200) -> Alerts:
+async def alerts(
+    state: State, only: FromQuery[str] = "", entity: FromQuery[str] = "", limit: FromQuery[int] = 200
+) -> Alerts:
     """`only`: `open`, `resolved`, or empty for all."""
     found = await state.services.incidents.list(state=only, key=entity, limit=min(max(limit, 1), 1000))
     return Alerts([alert_of(incident) for incident in found])

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 from litestar import get, post
 from litestar.datastructures import State
-from litestar.params import Parameter
+from litestar.params import FromQuery, JSONBody, QueryParameter
 
 from headrace.core.clock import TICKS_PER_MS, TICKS_PER_S, from_iso
 from headrace.core.errors import NotFound, UserError, nearest
@@ -37,12 +37,12 @@ def moment(text: str, now: int) -> int:
 @get("/api/history", summary="One entity's points, and where live goes on", tags=["history"])
 async def history(
     state: State,
-    stream: str,
-    entity: str = "",
-    fields: Annotated[str, Parameter(description="names, separated by commas; empty for all")] = "",
-    since: Annotated[str, Parameter(description="ISO 8601, ms since 1970, or `-15m`")] = "-15m",
-    until: Annotated[str, Parameter(description="as `since`, or `now`")] = "now",
-    points: Annotated[int, Parameter(ge=10, le=POINTS_MAX, description="about how many a field")] = 1500,
+    stream: FromQuery[str],
+    entity: FromQuery[str] = "",
+    fields: Annotated[str, QueryParameter(description="names, separated by commas; empty for all")] = "",
+    since: Annotated[str, QueryParameter(description="ISO 8601, ms since 1970, or `-15m`")] = "-15m",
+    until: Annotated[str, QueryParameter(description="as `since`, or `now`")] = "now",
+    points: Annotated[int, QueryParameter(ge=10, le=POINTS_MAX, description="about how many a field")] = 1500,
 ) -> Points:
     services = state.services
     now = services.clock.now()
@@ -90,7 +90,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @post("/api/query", status_code=200, summary="Run SQL over lake and log", tags=["history"])
-async def query(state: State, data: Statement) -> Answer:
+async def query(state: State, data: JSONBody[Statement]) -> Answer:
     clock = state.services.clock
     begun = clock.monotonic()
     table = await state.threads.run(lambda: state.services.history.run(data.sql, limit=data.limit + 1))

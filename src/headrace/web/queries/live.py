@@ -12,7 +12,7 @@ from typing import Annotated
 import pyarrow as pa
 from litestar import Request, get
 from litestar.datastructures import State
-from litestar.params import Parameter
+from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
 from headrace.core.errors import HeadraceError
@@ -28,9 +28,9 @@ HEARTBEAT_S = 10.0
 async def live(
     request: Request[None, None, State],
     state: State,
-    entity: str,
-    streams: Annotated[str, Parameter(description="names, separated by commas; empty for telemetry")] = "",
-    start: Annotated[str, Parameter(query="from", description="a resume token: starts exactly after it")] = "",
+    entity: FromQuery[str],
+    streams: Annotated[str, QueryParameter(description="names, separated by commas; empty for telemetry")] = "",
+    start: Annotated[str, QueryParameter(name="from", description="a resume token: starts exactly after it")] = "",
 ) -> Stream:
     names = [name for name in streams.split(",") if name] or [state.services.settings.web.telemetry]
     resume = tokens.decode(request.headers.get("last-event-id") or start)

@@ -9,6 +9,7 @@ import msgspec
 import pyarrow.compute as pc
 from litestar import MediaType, Response, get
 from litestar.datastructures import State
+from litestar.params import FromQuery
 
 from headrace.core.clock import TICKS_PER_MS
 
@@ -71,7 +72,7 @@ class SetAsideEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/api/set-aside", summary="The newest events that were set aside", tags=["operations"])
-async def set_aside(state: State, limit: int = 50) -> list[SetAsideEvent]:
+async def set_aside(state: State, limit: FromQuery[int] = 50) -> list[SetAsideEvent]:
     source = state.services.log
     if SET_ASIDE not in await source.streams():
         return []
