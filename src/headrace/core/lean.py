@@ -18,7 +18,9 @@ class _Hidden:
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name.partition(".")[0] in self.names:
             raise ModuleNotFoundError(f"No module named {name!r} (hidden in this process)", name=name)
         return None
