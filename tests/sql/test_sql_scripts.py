@@ -259,3 +259,36 @@ def test_time_policies_are_the_rule_of_the_language(
 
 def _iso(second: int) -> str:
     return to_iso(at(second))
+
+
+def test_a_value_that_is_no_number_leaves_the_detector_alone() -> None:
+    plan = compile_script(
+        "SELECT v, AnomalyDetection_SpikeAndDip(v, 95, 10, 'spikes') OVER (LIMIT DURATION(second, 10)) AS s FROM r"
+    )
+    with pytest.raises(RowError, match="needs numbers"):
+        Run(plan).process("r", log_events([{"v": "x"}]))
+    results = Run(plan, on_error="set_aside").process("r", log_events([{"v": 1.0}, {"v": "x"}, {"v": None}]))
+    assert [row["s"] is None for row in listed(results)] == [False, True]
+    assert [one.reason for one in results.set_aside] == ["bad_argument"]
+
+
+def test_a_detector_forgets_keys_that_fell_silent() -> None:
+    plan = compile_script(
+        "SELECT AnomalyDetection_SpikeAndDip(v, 95, 5, 'dips') OVER (PARTITION BY k LIMIT DURATION(second, 5)) AS s FROM r"
+    )
+    run = Run(plan)
+    sizes = []
+    for turn in range(10):
+        run.process(
+            "r", log_events([{"k": f"{turn}-{index}", "v": 1} for index in range(20)], arrivals=[at(turn * 20)] * 20)
+        )
+        sizes.append(run.stats()["operators"][1]["state_rows"])
+    assert max(sizes) <= 40
+
+
+def test_a_slice_of_a_batch_is_a_batch() -> None:
+    plan = compile_script("SELECT v, name FROM r TIMESTAMP BY ts")
+    bodies = [{"v": index, "name": f"n{index}", "ts": f"2025-01-01T00:00:{index:02d}Z"} for index in range(20)]
+    whole = log_events(bodies, arrivals=[at(index) for index in range(20)])
+    assert listed(Run(plan).process("r", whole.slice(7, 5))) == [{"v": i, "name": f"n{i}"} for i in range(7, 12)]
+    assert listed(Run(plan).process("r", whole.slice(0, 0))) == []

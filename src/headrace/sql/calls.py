@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.core.errors import DataError, UserError
+from headrace.core.errors import DataError, HeadraceError
 from headrace.sql import tree, values
 from headrace.sql.evaluate import Eval, Frame
 from headrace.sql.functions.user import UserFunction
@@ -25,7 +25,7 @@ def user_call(function: UserFunction, args: list[Eval]) -> Eval:
         given = [values.plain(arg(frame)).to_arrow() for arg in args]
         try:
             found = function.call(given)
-        except (UserError, DataError):
+        except HeadraceError:
             raise
         except Exception as exc:
             raise DataError(f"{function.name} failed: {type(exc).__name__}: {exc}", code="sql.function_failed") from exc

@@ -12,12 +12,11 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from headrace.core.errors import DataError
 from headrace.core.flow import Watermark
 from headrace.detect.spike_dip import SpikeDip
 from headrace.sql import values
 from headrace.sql.bind import AnalyticCall
-from headrace.sql.evaluate import Frame, truth
+from headrace.sql.evaluate import Frame, RowFault, truth
 from headrace.sql.keys import Key, group
 from headrace.sql.state import hashable, pack, table_values, thawed, unpack, value_table
 from headrace.sql.units import ORIGIN
@@ -208,7 +207,9 @@ class Spike(Analytic):
     def __init__(self, call: AnalyticCall) -> None:
         self.call = call
         self.ids: dict[Key, int] = {}
+        self.free: list[int] = []
         self.detector = self._new()
+        self._swept: Watermark = 0
 
     def _new(self) -> SpikeDip:
         confidence, history, mode = self.call.constants
@@ -216,36 +217,66 @@ class Spike(Analytic):
 
     def process(self, frame: Frame) -> Column:
         column = values.plain(self.call.args[0](frame))
-        wrong = column.kinds() - {BIGINT, FLOAT}
-        if wrong:
-            name = values.KIND_NAMES[min(wrong)]
-            raise DataError(f"AnomalyDetection_SpikeAndDip needs numbers, not {name}", code="sql.bad_argument")
-        seen = _candidates(self.call, frame) & column.valid()
-        codes, keys = _groups(self.call, frame)
-        ids = np.array([self.ids.setdefault(key, len(self.ids)) for key in keys], np.int64)
+        seen = _candidates(self.call, frame)
+        numbers, fits = self._numbers(frame, column, seen)
+        seen = seen & fits
         at = np.flatnonzero(seen)
         if not len(at):
             return Column(frame.rows)
-        numbers = np.zeros(frame.rows)
-        for _, data, mask in column.parts:
-            numbers = data.astype(np.float64) if mask is None else np.where(mask, data, numbers)
+        codes, keys = _groups(self.call, frame)
+        ids = np.zeros(len(keys), np.int64)
+        for code in np.unique(codes[at]).tolist():  # a key without any value gets no number, as nothing would free it
+            ids[code] = self._id(keys[code])
         odd, score = self.detector.score(ids[codes[at]], frame.times[at], numbers[at])
         records = np.empty(frame.rows, object)
         for row, flag, value in zip(at.tolist(), odd.tolist(), score.tolist(), strict=True):
             records[row] = {"IsAnomaly": flag, "Score": value}
         return values.of(RECORD, records, seen)
 
+    def _id(self, key: Key) -> int:
+        found = self.ids.get(key)
+        if found is None:
+            found = self.ids[key] = self.free.pop() if self.free else len(self.ids)
+        return found
+
+    @staticmethod
+    def _numbers(frame: Frame, column: Column, seen: Bools) -> tuple[Any, Bools]:
+        """Values as floats and which rows have one; anything but a number is a fault of its row."""
+        numbers = np.zeros(frame.rows)
+        fits = np.zeros(frame.rows, np.bool_)
+        for kind, data, mask in column.parts:
+            if kind in (BIGINT, FLOAT):
+                numbers = data.astype(np.float64) if mask is None else np.where(mask, data, numbers)
+                fits = fits | (True if mask is None else mask)
+            else:
+                detail = f"AnomalyDetection_SpikeAndDip needs numbers, not {values.KIND_NAMES[kind]}"
+                wrong = seen if mask is None else seen & mask
+                frame.faults += [RowFault(row, "bad_argument", detail) for row in np.flatnonzero(wrong).tolist()]
+        return numbers, fits
+
+    def advance(self, mark: Watermark) -> None:
+        """Once per duration, forget keys whose past counts no more; their numbers are used again."""
+        if mark - self._swept < self.call.limit:
+            return
+        self._swept = mark
+        gone = set(self.detector.expire(mark).tolist())
+        if gone:
+            self.free += sorted(gone)
+            self.ids = {key: index for key, index in self.ids.items() if index not in gone}
+
     def rows(self) -> int:
         return len(self.ids)
 
     def snapshot(self) -> pa.Table:
-        keys = pack([[thawed(part) for part in key] for key in self.ids])
+        keys = pack([[[thawed(part) for part in key], index] for key, index in self.ids.items()])
         table = self.detector.snapshot()
         return table.replace_schema_metadata({**(table.schema.metadata or {}), b"keys": keys})
 
     def restore(self, table: pa.Table) -> None:
         metadata = dict(table.schema.metadata)
         keys = unpack(metadata.pop(b"keys"))
-        self.ids = {tuple(hashable(part) for part in key): index for index, key in enumerate(keys)}
+        self.ids = {tuple(hashable(part) for part in key): index for key, index in keys}
+        used = set(self.ids.values())
+        self.free = [index for index in range(max(used, default=-1)) if index not in used]
         self.detector = self._new()
         self.detector.restore(table.replace_schema_metadata(metadata or None))
