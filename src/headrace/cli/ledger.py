@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections import Counter
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -10,6 +11,8 @@ from rich.table import Table
 from headrace import assembly
 from headrace.cli.session import JsonOption, ProjectOption, out, print_json, run
 from headrace.core.config import load_project
+
+NUMBERS = ("rows_in", "rows_out", "gap", "pending")
 
 
 def register(app: typer.Typer) -> None:
@@ -20,39 +23,59 @@ def ledger(
     project: ProjectOption = None,
     as_json: JsonOption = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the stages to catch up with the log first.")] = 0.0,
+    partitions: Annotated[bool, typer.Option("--partitions", help="A line per partition instead of sums.")] = False,
 ) -> None:
     """What came in, what went out and what was set aside, per stage; sinks are counted again. Exits 1 on a gap.
 
     Example: headrace ledger --wait 10
     """
 
-    async def work() -> bool:
+    async def work() -> dict[str, Any]:
         platform = assembly.Platform(load_project(project))
         try:
-            report = await platform.ledger_report(wait_s=wait)
+            return await platform.ledger_report(wait_s=wait)
         finally:
             await platform.close()
-        if as_json:
-            print_json(report)
-            return bool(report["balanced"])
-        table = Table(box=None, pad_edge=False)
-        for column in ("stage", "stream", "part.", "in", "out", "set aside", "gap", "pending"):
-            table.add_column(column, justify="left" if column in ("stage", "stream", "set aside") else "right")
-        for stage in report["stages"]:
-            aside = ", ".join(f"{reason} {rows:,}" for reason, rows in stage["set_aside"].items())
-            numbers = [f"{stage[name]:,}" for name in ("rows_in", "rows_out")]
-            table.add_row(
-                stage["stage"],
-                stage["stream"],
-                str(stage["partition"]),
-                *numbers,
-                aside,
-                f"{stage['gap']:,}",
-                f"{stage['pending']:,}",
-            )
-        out.print(table)
-        out.print("[green]balanced[/]" if report["balanced"] else "[bold red]NOT balanced[/]")
-        return bool(report["balanced"])
 
-    if not run(work()):
+    report = run(work())
+    if as_json:
+        print_json(report)
+    else:
+        _print(report["stages"] if partitions else _sums(report["stages"]))
+        out.print("[green]balanced[/]" if report["balanced"] else "[bold red]NOT balanced[/]")
+    if not report["balanced"]:
         raise typer.Exit(1)
+
+
+def _sums(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a stage and stream. Gaps are summed by size, so that one partition's loss never hides another's excess."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for stage in stages:
+        empty: dict[str, Any] = {name: 0 for name in NUMBERS} | {"set_aside": Counter()}
+        row = found.setdefault((stage["stage"], stage["stream"]), {**stage, **empty, "partition": "all"})
+        for name in NUMBERS:
+            row[name] += abs(stage[name]) if name == "gap" else stage[name]
+        row["set_aside"].update(stage["set_aside"])
+    return list(found.values())
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "stream", "part.", "in", "out", "set aside", "gap", "pending"):
+        table.add_column(
+            column, justify="left" if column in ("stage", "stream", "set aside") else "right", no_wrap=True
+        )
+    for row in rows:
+        aside = ", ".join(f"{reason} {count:,}" for reason, count in row["set_aside"].items())
+        numbers = {name: f"{row[name]:,}" for name in NUMBERS}
+        table.add_row(
+            row["stage"],
+            row["stream"],
+            str(row["partition"]),
+            numbers["rows_in"],
+            numbers["rows_out"],
+            aside,
+            numbers["gap"],
+            numbers["pending"],
+        )
+    out.print(table)
