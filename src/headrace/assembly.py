@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -241,6 +242,20 @@ def own_server(project: Project) -> PostgresServer | None:
     if not config.enabled or not project.settings.entities or config.url:
         return None
     return PostgresServer(project.state_folder("warehouse"), SystemClock())
+
+
+@asynccontextmanager
+async def database(project: Project) -> AsyncIterator[None]:
+    """Our own PostgreSQL, started for the time of one command where the project is down."""
+    server = own_server(project)
+    if server is None or server.status().running:
+        yield
+        return
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop()
 
 
 async def prepare(project: Project, report: Report) -> PostgresServer | None:

@@ -31,11 +31,13 @@ def ledger(
     """
 
     async def work() -> dict[str, Any]:
-        platform = assembly.Platform(load_project(project))
-        try:
-            return await platform.ledger_report(wait_s=wait)
-        finally:
-            await platform.close()
+        loaded = load_project(project)
+        platform = assembly.Platform(loaded)
+        async with assembly.database(loaded):
+            try:
+                return await platform.ledger_report(wait_s=wait)
+            finally:
+                await platform.close()
 
     report = run(work())
     if as_json:
@@ -51,7 +53,7 @@ def _sums(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a stage and stream. Gaps are summed by size, so that one partition's loss never hides another's excess."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for stage in stages:
-        empty: dict[str, Any] = {name: 0 for name in NUMBERS} | {"set_aside": Counter()}
+        empty: dict[str, Any] = dict.fromkeys(NUMBERS, 0) | {"set_aside": Counter()}
         row = found.setdefault((stage["stage"], stage["stream"]), {**stage, **empty, "partition": "all"})
         for name in NUMBERS:
             row[name] += abs(stage[name]) if name == "gap" else stage[name]
