@@ -15,8 +15,10 @@ from rich.console import Console
 from headrace.core.errors import HeadraceError
 
 T = TypeVar("T")
+PIPE_WIDTH = 200
+"""Columns of a table that goes to a file or another program, where nothing should be cut to a terminal's width."""
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ProjectOption = Annotated[
