@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from headrace.core.clock import TICKS_PER_S, SystemClock, to_iso
 from headrace.core.config import ProjectConfig, Settings, WebConfig
-from headrace.core.errors import NotFound, UserError
+from headrace.core.errors import NotFound, UserError, nearest
 from headrace.core.schema import event_batch
 from headrace.docstore.memory import MemoryDocStore
 from headrace.eventlog.memory import MemoryEventLog
@@ -73,6 +73,9 @@ class LogHistory:
         entity: str | None,
         points_max: int,
     ) -> tuple[pa.Table, tuple[int, ...]]:
+        streams = asyncio.run_coroutine_threadsafe(self._log.streams(), self._loop).result(10)
+        if stream not in streams:
+            raise NotFound(f"no stream {stream!r}", hint=nearest(stream, streams))
         keep = (pc.field("_enqueued") >= since) & (pc.field("_enqueued") <= until)
         if entity:
             keep &= pc.field("_entity_id") == entity
@@ -170,6 +173,7 @@ class Plant:
         self.machines = [Machine(rng, site, number + 1) for site in SITES for number in range(machines)]
         self.count = 0
         self.windows: dict[str, list[float]] = {}
+        self.window = 0
         self.extra_field = False
 
     def batch(self, rows: Sequence[tuple[Machine, Mapping[str, Any]]]) -> pa.RecordBatch:
@@ -203,7 +207,8 @@ class Plant:
         await self.log.append("scored", self.batch(scores))
         if spikes:
             await self.log.append("anomalies", self.batch(spikes))
-        if int(t) % 10 == 0:
+        if (window := int(t) // 10) != self.window:
+            self.window = window
             await self.log.append("aggregates", self.batch([self._window(machine, t) for machine in self.machines]))
         return spikes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ from headrace.core.errors import NotFound
 from headrace.core.observe.metrics import Metrics
 from headrace.core.schema import event_batch
 from headrace.eventlog.memory import MemoryEventLog
+from headrace.history.query import HistoryQuery
+from headrace.lake.delta import DeltaLake
 from headrace.web import tokens
 from headrace.web.fleet import Fleet
 from headrace.web.live import LiveHub
@@ -112,6 +115,29 @@ async def test_history_then_live_has_no_gap_and_no_double_point_while_events_arr
         writing.cancel()
 
 
+async def test_the_lakes_history_query_and_live_fit_together(tmp_path: Path) -> None:
+    log, clock = MemoryEventLog(SystemClock()), SystemClock()
+    writer = Writer(log)
+    await writer.write(20)
+    history = HistoryQuery(DeltaLake(tmp_path, clock), log, clock)
+    hub = hub_over(log)
+    async with hub.running():
+        for _ in range(3):
+            asking = asyncio.create_task(
+                asyncio.to_thread(history.range, "telemetry", 0, clock.now(), None, "b", 1_000_000)
+            )
+            while not asking.done():
+                await writer.write(1)
+                await asyncio.sleep(0)
+            table, positions = await asking
+            browser = Browser(messages(hub, "b", ["telemetry"], {"telemetry": positions}))
+            browser.numbers["telemetry"] = [int(number) for number in table.column("n").to_pylist()]
+            await writer.write(5)
+            await browser.read_until(writer.next)
+            assert browser.numbers["telemetry"] == list(range(1, writer.next + 1))
+            await browser.feed.aclose()  # type: ignore[attr-defined]
+
+
 async def _write_on(writer: Writer, count: int) -> None:
     for _ in range(count):
         await writer.write(1)
@@ -194,7 +220,7 @@ async def test_a_slow_browser_costs_bounded_memory_and_is_told() -> None:
     async with hub.running():
         browser = Browser(messages(hub, "a", ["telemetry"], {}))
         await browser.read_event("following")
-        await writer.write(5000, ["a"])  # while nobody reads
+        await writer.write(50, ["a"] * 100)  # while nobody reads
         await until(lambda: hub_position(hub) == 5000)
         assert hub._feeds["telemetry"][0].watchers[0].buffered_rows <= 100
         await browser.read_until(5000)  # the newest point is among what is left

@@ -101,7 +101,7 @@ def create_app(services: WebServices, *, linger_s: float = 0.05, tick_s: float =
         logging_config=None,  # logs are set up by whoever runs us
         lifespan=[alive],
         before_request=security.Gate(loopback_only=security.is_loopback(web.host)),
-        response_headers=security.HEADERS,
+        before_send=[security.add_headers],
         exception_handlers={
             HeadraceError: problems.from_ours,
             HTTPException: problems.from_http,

@@ -34,8 +34,9 @@ class History(Protocol):
         entity: str | None,
         points_max: int,
     ) -> tuple[pa.Table, Positions]:
-        """Rows with `_enqueued` between `since` and `until` (ticks), thinned to about `points_max` a field so that extremes
-        survive, oldest first; and the next log offset per partition after what the answer covers."""
+        """Rows with `_enqueued` between `since` and `until` (ticks), thinned to about `points_max` a field so that
+        extremes survive, oldest first; and the next log offset per partition after what the answer covers. Raises
+        NotFound for a stream that neither log nor lake has."""
         ...
 
 

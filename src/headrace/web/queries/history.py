@@ -13,7 +13,7 @@ from litestar.datastructures import State
 from litestar.params import FromQuery, JSONBody, QueryParameter
 
 from headrace.core.clock import TICKS_PER_MS, TICKS_PER_S, from_iso
-from headrace.core.errors import NotFound, UserError, nearest
+from headrace.core.errors import NotFound, UserError
 from headrace.web import tokens
 from headrace.web.points import Points, points_of
 
@@ -49,23 +49,19 @@ async def history(
     start, end = moment(since, now), moment(until, now)
     if end < start:
         raise UserError(f"`until` ({until}) is before `since` ({since})", hint="swap them")
-    if stream not in await services.log.streams():
-        return await _absent(state, stream)
     names = [name for name in fields.split(",") if name] or None
 
     def ask() -> tuple[pa.Table, tuple[int, ...]]:
         return services.history.range(stream, start, end, names, entity or None, points)  # type: ignore[no-any-return]
 
-    table, positions = await state.threads.run(ask)
-    return points_of(stream, table, resume=tokens.encode({stream: tuple(positions)}))
-
-
-async def _absent(state: State, stream: str) -> Points:
-    """A stream that the settings name but nobody has written to is empty; live goes on from its first event."""
-    if stream in state.known_streams:
+    try:
+        table, positions = await state.threads.run(ask)
+    except NotFound:
+        if stream not in state.known_streams:
+            raise
+        # Named by the settings but not written to yet: empty, and live goes on from its first event.
         return Points(stream=stream, t=[], fields={}, resume=tokens.encode({stream: ()}))
-    known = sorted({*state.known_streams, *await state.services.log.streams()})
-    raise NotFound(f"no stream {stream!r}", hint=nearest(stream, known) or f"known: {', '.join(known)}")
+    return points_of(stream, table, resume=tokens.encode({stream: tuple(positions)}))
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
