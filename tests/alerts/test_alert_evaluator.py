@@ -121,7 +121,7 @@ def test_cuts_and_restarts_change_nothing(seed):
 
 def test_titles_never_raise():
     fields = {"a": 1.23456789, "b": None, "c": {"d": 1}}
-    assert titled("{a} {b}{missing} {c} {}", fields, rule="r", key="k") == "1.23457  {'d': 1}"
+    assert titled("{a} {b}{missing} {c} {}", fields, rule="r", key="k") == "1.23  {'d': 1}"
     assert titled("{a:>10} {broken", fields, rule="r", key="k") == "{broken"
     assert titled("", fields, rule="r", key="k") == "r: k"
 
@@ -131,3 +131,9 @@ def test_ids_are_stable_and_newest_first():
     assert ids == sorted(ids, reverse=True)
     assert ids[0] == incident_id("r", "k", S)
     assert ids[0] != incident_id("r", "l", S)
+
+
+def test_numbers_in_titles_have_as_many_digits_as_people_read() -> None:
+    fields = {"s": 85.0194, "t": 84.3149, "rpm": 11873.62, "p": 5.27e-07, "n": 1234567, "load": -123.456}
+    told = titled("{s} s, {t} °C, {rpm}, {p}, {n}, {load}", fields, rule="r", key="k")
+    assert told == "85 s, 84.3 °C, 11874, 5.27e-07, 1234567, -123"

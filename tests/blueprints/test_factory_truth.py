@@ -68,3 +68,9 @@ def test_only_the_time_looked_at_counts() -> None:
     truth = [spike(10), spike(100), spike(1000)]
     result = score([seen(10), seen(100)], truth, kinds=KINDS, since=at(50), until=at(500))["anomaly"]
     assert (result.incidents, result.found, result.detections) == (1, 1, 1)
+
+
+def test_what_comes_too_soon_to_be_foreseen_need_not_be_found() -> None:
+    truth = [spike(100), spike(300)]
+    result = score([], truth, kinds=KINDS, since=at(50), lead_s=180)["anomaly"]
+    assert result.incidents == 1

@@ -96,4 +96,6 @@ def titled(template: str, fields: Mapping[str, Any], *, rule: str, key: str) -> 
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)[:200]
+    if isinstance(value, float):  # three digits are what people read; a large number keeps its whole part
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)[:200]

@@ -25,6 +25,7 @@ MODULES = {
     "query": "query",
     "sql": "sql",
     "model": "model",
+    "blueprint": "blueprint",
     "alert": "alert",
     "ledger": "ledger",
 }

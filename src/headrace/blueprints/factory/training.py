@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from headrace.blueprints.factory.simulator import Factory
 
+SEED, HOURS = 1_000_003, 2.0  # of the history that the project's models learn from
 CAP_S = 600.0
 WITHIN_S = 120.0
 SAMPLE_TICKS = 60

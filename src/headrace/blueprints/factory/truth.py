@@ -70,13 +70,16 @@ def score(
     after_s: float = AFTER_S,
     since: int = 0,
     until: int = (1 << 63) - 1,
+    lead_s: float = 0.0,
 ) -> dict[str, Score]:
     """A Score for each kind of detection in `kinds`, which says what incidents it is there to find.
 
     `excused` kinds of incident make a detection right without being asked for: a failure stops the pump, so a dip seen
     then is no false alarm. Only incidents that lie wholly between `since` and `until` must be found, and only
     detections that begin between them are counted: detectors learn at first, and the last incidents are still under way.
+    What must be foreseen needs time to be: an incident less than `lead_s` after `since` need not be found either.
     """
+    due_from = since + int(lead_s * TICKS_PER_S)
     by_machine: dict[str, list[Incident]] = {}
     for incident in incidents:
         by_machine.setdefault(incident.machine, []).append(incident)
@@ -93,7 +96,7 @@ def score(
             ]
             for one in own
         ]
-        due = {one for one in incidents if one.kind in wanted and since <= one.start and one.end <= until}
+        due = {one for one in incidents if one.kind in wanted and due_from <= one.start and one.end <= until}
         found = due & {incident for match in matches for incident in match}
         scores[kind] = Score(len(due), len(found), len(own), sum(map(bool, matches)))
     return scores
