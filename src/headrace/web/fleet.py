@@ -281,7 +281,7 @@ class Fleet:
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def delta(self, changed: np.ndarray, now: int, *, limit: int) -> bytes:
-        """What changed since the last delta, as JSON; entities that are new to the list come with their names."""
+        """What the tick at `now` changed, as JSON; entities that are new to the list come with their names."""
         slots = np.intersect1d(changed, self.listed(limit), assume_unique=True)
         new = slots[(slots >= self._told) | (slots >= limit)]
         self._told = max(self._told, len(self.ids))
@@ -289,7 +289,7 @@ class Fleet:
             **self._head(now),
             "names": self.names(new),
             "rows": self.rows(slots, now),
-            "spark": _rounded(self.spark[slots, -1].astype(np.float64)),
+            "spark": _rounded(np.where(self.parsed[slots] == now, self.spark[slots, -1].astype(np.float64), np.nan)),
         }
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -82,7 +82,7 @@ function takeRows(rows, sparks, whole) {
     machine.state = states[rows.state[index]];
     for (const [name, values] of fields) if (values[index] !== null) machine.values[name] = values[index];
     if (whole) machine.spark = sparks[index];
-    else {
+    else if (sparks[index] !== null) {
       machine.spark.push(sparks[index]);
       machine.spark.shift();
     }
