@@ -23,6 +23,9 @@ from headrace.core.config import Project, load_project
 from headrace.core.errors import Unavailable, UserError
 from headrace.gateway.client import DeviceClient, Message
 
+NEW_DEVICE_S = 5.0
+"""How long a gateway may take to hear of a device that was registered a moment ago."""
+
 
 def register(app: typer.Typer) -> None:
     app.command()(simulate)
@@ -87,8 +90,20 @@ async def connect(project: Project, devices: Sequence[str], sites: Sequence[str]
     finally:
         await platform.close()
     for start in range(0, len(clients), 100):
-        await asyncio.gather(*(client.connect() for client in clients[start : start + 100]))
+        await asyncio.gather(*(_connected(client) for client in clients[start : start + 100]))
     return clients
+
+
+async def _connected(client: DeviceClient) -> None:
+    """Connect a device that may be so new that the gateway has not heard of it yet."""
+    deadline = time.monotonic() + NEW_DEVICE_S
+    while True:
+        try:
+            return await client.connect()
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.1)
 
 
 async def _spread(

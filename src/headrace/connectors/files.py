@@ -7,6 +7,7 @@ from another folder too, gives the same ids, and the log keeps each row once.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from headrace.connectors.file_columns import (
     time_unit,
 )
 from headrace.connectors.file_formats import open_format
-from headrace.core.errors import DataError, NotFound, UserError
+from headrace.core.errors import DataError, HeadraceError, NotFound, UserError
 
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz")
 _PROBE_BYTES = 1 << 16
@@ -73,7 +74,9 @@ class FileRows:
         self.device_column = "" if device else find_device(self.columns, device_column)
         self.time_column = find_time(self.columns, time_column)
         self._named = device or _name_of(self.path)
-        self._scan(prefix, start, strict=bool(time_column))
+        self._raw: dict[str, None] = {}
+        self._scan(start, strict=bool(time_column))
+        self.use_prefix(prefix)
 
     def batches(self, *, rows_max: int = 5000, after: int = -1) -> Iterator[Rows]:
         """All rows in the file's order, at most `rows_max` at a time, from the row after number `after` on."""
@@ -84,25 +87,36 @@ class FileRows:
             for low in range(first, len(piece.rows), rows_max):
                 part = slice(low, low + rows_max)
                 devices = [self._ids[_text(value)] for value in piece.devices[part]]
-                times = [self._unit.ticks(value) for value in piece.times[part]]
+                times = [self.unit.ticks(value) for value in piece.times[part]]
                 rows = piece.rows[part]
                 ids = [self._message_id(device, row) for device, row in zip(devices, rows, strict=True)]
                 yield Rows(devices, times, piece.bodies[part], rows, ids)
 
-    def _scan(self, prefix: str, start: int, *, strict: bool) -> None:
-        """One pass for `total`, `devices`, `skipped` and the unit of time."""
-        raw: dict[str, None] = {}
+    def use_prefix(self, prefix: str, *, named: str = "") -> None:
+        """Put `prefix` before the ids that come from a column, and call the file's own device `named` (empty: as before).
+
+        Message ids change with it.
+        """
+        self._named = named or self._named
+        names = {text: f"{prefix}{text}" if text else self._named for text in self._raw}
+        legal = device_ids(names.values())
+        self.prefix = prefix
+        self._ids = {text: legal[name] for text, name in names.items()}
+        self.devices: list[str] = [self._ids[text] for text in self._raw]
+
+    def _scan(self, start: int, *, strict: bool) -> None:
+        """One pass for `total`, the devices' names, `skipped` and the unit of time."""
         largest, sample, readable = 0.0, None, False
         self.total = 0
         for piece in self._format.pieces(self.device_column, self.time_column, bodies=False):
             self.total += len(piece.rows)
-            raw.update(dict.fromkeys(map(_text, piece.devices)))
+            self._raw.update(dict.fromkeys(map(_text, piece.devices)))
             for value in piece.times:
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     largest, readable = max(largest, abs(value)), True
                 elif value is not None and not readable:
                     sample, readable = value, TimeUnit().ticks(value) is not None
-        self._unit = time_unit(largest, start=start)
+        self.unit = time_unit(largest, start=start)
         if self.time_column and not readable:
             if strict:
                 raise UserError(
@@ -116,10 +130,6 @@ class FileRows:
             raise DataError(
                 f"{self.path.name} has no rows", hint="check that it has a header and rows", code="file.empty"
             )
-        named = {text: f"{prefix}{text}" if text else self._named for text in raw}
-        legal = device_ids(named.values())
-        self._ids = {text: legal[name] for text, name in named.items()}
-        self.devices: list[str] = [self._ids[text] for text in raw]
         if self.skipped:
             log.warning("file.rows_skipped", file=self.path.name, rows=self.skipped)
 
@@ -145,12 +155,45 @@ def find_files(path: Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise NotFound(f"there is no file {path}", hint="check the path", code="file.not_found")
     found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.lower().endswith(FILE_SUFFIXES))
     if not found:
         raise NotFound(
             f"nothing to replay in {path}", hint="give a .csv, .jsonl or .parquet file", code="file.not_found"
         )
     return found
+
+
+def open_files(
+    path: Path, *, device_column: str | None = None, time_column: str | None = None
+) -> tuple[list[FileRows], list[HeadraceError]]:
+    """A file, or all files of a folder, and what is wrong with those that cannot be sent.
+
+    Where files number their devices alike (C-MAPSS' train and test both have a unit 1), the ids from their columns get the
+    file's name in front. Raises the error itself where no file can be sent at all.
+    """
+    found: list[FileRows] = []
+    problems: list[HeadraceError] = []
+    for file in find_files(path):
+        try:
+            found.append(FileRows(file, device_column=device_column, time_column=time_column))
+        except (UserError, DataError) as exc:
+            problems.append(exc)
+    if not found:
+        raise problems[0]
+    owners = Counter(device for rows in found for device in rows.devices)
+    clashing = [rows for rows in found if any(owners[device] > 1 for device in rows.devices)]
+    names = Counter(rows.path.name.split(".")[0] for rows in clashing)
+    for rows in clashing:
+        stem = rows.path.name.split(".")[0]
+        name = stem if names[stem] == 1 else _name_below(path, rows.path)
+        rows.use_prefix(f"{name}-", named=name)
+    return found, problems
+
+
+def _name_below(folder: Path, path: Path) -> str:
+    return "-".join(path.relative_to(folder).parts).replace(".", "-")
 
 
 def _name_of(path: Path) -> str:
