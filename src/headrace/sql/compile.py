@@ -19,8 +19,6 @@ from headrace.sql.scope import Scope, ScopeSource, fail, unsupported
 from headrace.sql.script import parse_script
 from headrace.sql.show import show
 
-WINDOWS = ("tumbling", "hopping", "snapshot")
-
 
 def compile_script(
     text: str, *, functions: Mapping[str, UserFunction] | None = None, references: Collection[str] = ()
@@ -164,9 +162,7 @@ class _Compiler:
     def _bind_rows(self, select: tree.Select, binder: Binder, plan: SelectPlan) -> None:
         if select.where is not None:
             plan.where = binder.bind(select.where)
-        for window in select.windows:
-            if window.kind not in WINDOWS:
-                unsupported(window.at, f"{window.at.text}")
+        plan.partitions = [[binder.bind(part) for part in window.partition] for window in select.windows]
         for key in select.group:
             found = binder.scope.canon(key)
             if found not in binder.group_keys:

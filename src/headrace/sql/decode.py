@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -131,8 +132,7 @@ class Payload:
 
     def metadata(self, name: str) -> Column:
         """A system column of the events as text: `_event_id`, `_device`, ..."""
-        found = self.events().column(name)
-        return values.of(TEXT, found, np.asarray(pc.is_valid(found)) if found.null_count else None)
+        raise NotImplementedError
 
     def take(self, at: Ints) -> Payload:
         return _Taken(self, at)
@@ -164,9 +164,13 @@ class _Decoded(Payload):
         self.rows = events.num_rows
         self._columns: dict[str, Column] = {}
         self._records: list[dict[str, Any]] | None = None
+        self._spellings: dict[str, list[str]] | None = None  # of the fields that `_records` have, by their lower case
 
     def events(self) -> EventBatch:
         return self._events
+
+    def metadata(self, name: str) -> Column:
+        return _metadata(self._events.column(name))
 
     def settle(self) -> Payload:
         return self
@@ -240,11 +244,25 @@ class _Decoded(Payload):
             one = Decoder([name]).columns(self._events.column("_body"))
             assert one is not None, "the payload was decoded before"
             return self._finish(name, one.get(name, []))
-        column = values.from_values([get_field(record, name) for record in self._records])
+        column = self._field(self._records, name)
         if name.lower() not in VIRTUAL:
             return column
         present = column.valid()
         return values.merge(self.rows, [(present, column), (~present, self._virtual(name.lower()))])
+
+    def _field(self, records: list[dict[str, Any]], name: str) -> Column:
+        """A field of whole payloads. Its spellings are looked up in the batch, not in each row: most are absent or one."""
+        if self._spellings is None:
+            self._spellings = {}
+            for key in set(chain.from_iterable(records)):
+                self._spellings.setdefault(key.lower(), []).append(key)
+        found = self._spellings.get(name.lower(), [])
+        if not found:
+            return Column(self.rows)
+        if len(found) == 1:
+            (key,) = found
+            return values.from_values([record.get(key) for record in records])
+        return values.from_values([get_field(record, name) for record in records])
 
     def records(self) -> list[dict[str, Any]]:
         if self._records is None:
@@ -272,6 +290,9 @@ class _Taken(Payload):
 
     def events(self) -> EventBatch:
         return self._of.events().take(pa.array(self._at))
+
+    def metadata(self, name: str) -> Column:
+        return self._of.metadata(name).take(self._at)
 
     def arrivals(self) -> Ints:
         return self._of.arrivals()[self._at]
@@ -307,6 +328,9 @@ class _Joined(Payload):
         batches = [payload.events().select(LOG_SCHEMA.names) for payload in self._of]
         return pa.Table.from_batches(batches).combine_chunks().to_batches(max_chunksize=None)[0]
 
+    def metadata(self, name: str) -> Column:
+        return values.concat([payload.metadata(name) for payload in self._of])
+
     def arrivals(self) -> Ints:
         return np.concatenate([payload.arrivals() for payload in self._of])
 
@@ -315,6 +339,10 @@ class _Joined(Payload):
 
     def settle(self) -> Payload:
         return _Taken(self, np.arange(self.rows)).settle()
+
+
+def _metadata(found: pa.Array) -> Column:
+    return values.of(TEXT, found, np.asarray(pc.is_valid(found)) if found.null_count else None)
 
 
 def _decoder_of(payload: Payload) -> Decoder:

@@ -103,8 +103,12 @@ class Rows:
         """Each row as a record, columns in order, the left one of equal names."""
         if len(self.items) == 1 and not isinstance(self.items[0], Named):
             return self.items[0].records()
-        out: list[dict[str, Any]] = [{} for _ in range(self.rows)]
-        for item in self.items:
+        rest = self.items
+        if rest and not isinstance(rest[0], Named):
+            out, rest = [dict(record) for record in rest[0].records()], rest[1:]
+        else:
+            out = [{} for _ in range(self.rows)]
+        for item in rest:
             if isinstance(item, Named):
                 for record, value in zip(out, item.column.to_list(), strict=True):
                     record.setdefault(item.name, value)

@@ -318,6 +318,10 @@ class _ScriptParser(ExpressionParser):
         hop = lengths.get("hop", lengths.get("maxduration", size))
         if kind == "hopping" and "hop" not in lengths:
             self.fail("a hopping window needs a hop", node.at, hint="HoppingWindow(second, 10, 5)")
+        if kind == "session" and "maxduration" not in lengths:
+            self.fail("a session window needs a maximum duration", node.at, hint="SessionWindow(second, 5, 60)")
+        if node.over and kind != "session":
+            self.fail(f"{node.at.text} takes no OVER", node.over.at, hint="add the key to GROUP BY")
         partition = node.over.partition if node.over else ()
         return Window(node.at, kind, size, hop, lengths.get("offset", 0), partition, id)
 

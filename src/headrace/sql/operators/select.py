@@ -47,6 +47,7 @@ class SelectPlan:
     where: Eval | None = None
     keys: list[Eval] = field(default_factory=list)
     windows: Sequence[tree.Window] = ()
+    partitions: list[list[Eval]] = field(default_factory=list)  # each window's own PARTITION BY
     aggregates: list[AggregateCall] = field(default_factory=list)
     having: Eval | None = None
     columns: list[SelectColumn] = field(default_factory=list)
@@ -108,7 +109,8 @@ class SelectOperator:
                 return
             keys, args = self._inputs(frame)
         codes, groups = group(keys, frame.rows)
-        into.process(frame.times, codes, groups, args)
+        parts = [group([part(frame) for part in some], frame.rows) if some else None for some in self.plan.partitions]
+        into.process(frame.times, codes, groups, args, parts)
 
     def _inputs(self, frame: Frame) -> tuple[list[values.Column], list[list[values.Column]]]:
         keys = [key(frame) for key in self.plan.keys]

@@ -9,30 +9,22 @@ not with time; slots of closed panes are used again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from headrace.core.flow import MIN_WATERMARK, Watermark
 from headrace.sql import values
-from headrace.sql.aggregate import Accumulator
 from headrace.sql.keys import Key, renumber
+from headrace.sql.operators.grouped import Closed, Make, Parts, WindowState
+from headrace.sql.operators.session import Sessions
+from headrace.sql.operators.sliding import Sliding
 from headrace.sql.state import hashable, pack, thawed, unpack
 from headrace.sql.tree import Window
 from headrace.sql.units import ORIGIN
 from headrace.sql.values import Column, Ints
-
-Make = Callable[[], list[Accumulator]]
-
-
-class Closed(NamedTuple):
-    """Groups of windows that closed: their ends, keys and aggregates, in order of end and first appearance."""
-
-    ends: Ints
-    keys: list[Key]
-    results: list[Column]
 
 
 class Panes:
@@ -52,7 +44,14 @@ class Panes:
         self.used = 0
         self.emitted: Watermark = MIN_WATERMARK
 
-    def add(self, times: Ints, codes: Ints, keys: Sequence[Key], args: Sequence[Sequence[Column]]) -> None:
+    def add(
+        self,
+        times: Ints,
+        codes: Ints,
+        keys: Sequence[Key],
+        args: Sequence[Sequence[Column]],
+        parts: Parts | None = None,
+    ) -> None:
         """Rows in time order: a group number per row, the groups' keys, and each aggregate's arguments."""
         panes = -((self.origin - times) // self.pane)  # ceiling: the pane ends at or after the row
         low, high = int(panes.min()), int(panes.max())
@@ -230,15 +229,29 @@ class Panes:
             accumulator.load(at, part)
 
 
+def _state_of(window: Window, make: Make) -> WindowState:
+    if window.kind == "sliding":
+        return Sliding(window, make)
+    return Sessions(window, make) if window.kind == "session" else Panes(window, make)
+
+
 class GroupOperator:
     """GROUP BY over one window or several."""
 
     def __init__(self, windows: Sequence[Window], make: Make) -> None:
-        self.panes = [Panes(window, make) for window in windows]
+        self.panes = [_state_of(window, make) for window in windows]
 
-    def process(self, times: Ints, codes: Ints, keys: Sequence[Key], args: Sequence[Sequence[Column]]) -> None:
-        for panes in self.panes:
-            panes.add(times, codes, keys, args)
+    def process(
+        self,
+        times: Ints,
+        codes: Ints,
+        keys: Sequence[Key],
+        args: Sequence[Sequence[Column]],
+        parts: Sequence[Parts | None],
+    ) -> None:
+        """Rows in time order; `parts` has the keys of each window's own PARTITION BY."""
+        for panes, part in zip(self.panes, parts, strict=True):
+            panes.add(times, codes, keys, args, part)
 
     def advance(self, mark: Watermark) -> tuple[Ints, list[Key], list[Column]] | None:
         """(ends, keys, aggregates, then the window's id) of all that closed, by end, then window, then appearance."""

@@ -1,0 +1,53 @@
+"""What the windows of a GROUP BY have in common: how rows come in and what a closed window reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+from headrace.core.flow import Watermark
+from headrace.sql.aggregate import Accumulator
+from headrace.sql.keys import Key
+from headrace.sql.tree import Window
+from headrace.sql.values import Column, Ints
+
+Make = Callable[[], list[Accumulator]]
+Parts = tuple[Ints, list[Key]]
+"""A number per row and the key behind each number."""
+
+
+class Closed(NamedTuple):
+    """Groups of windows that closed: their ends, keys and aggregates, in order of end and first appearance."""
+
+    ends: Ints
+    keys: list[Key]
+    results: list[Column]
+
+
+class WindowState(Protocol):
+    """One window of a GROUP BY: open groups in, closed groups out."""
+
+    window: Window
+
+    def add(
+        self,
+        times: Ints,
+        codes: Ints,
+        keys: Sequence[Key],
+        args: Sequence[Sequence[Column]],
+        parts: Parts | None = None,
+    ) -> None:
+        """Rows in time order: a group number per row, the groups' keys, each aggregate's arguments. `parts` are the keys of
+        the window's own PARTITION BY.
+        """
+
+    def close(self, mark: Watermark) -> Closed | None:
+        """Everything that ends at or before `mark` and was not reported yet."""
+
+    def rows(self) -> int: ...
+
+    def snapshot(self) -> pa.Table: ...
+
+    def restore(self, state: pa.Table) -> None: ...
