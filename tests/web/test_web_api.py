@@ -11,11 +11,15 @@ import httpx
 import pytest
 from plant import Incidents, Plant, ShiftedClock, backfill, services_of, set_some_aside, until
 
+from headrace.alerts.incidents import IncidentStore
+from headrace.alerts.model import Incident
 from headrace.core.clock import TICKS_PER_S
 from headrace.core.errors import Unavailable
 from headrace.core.schema import event_batch
+from headrace.docstore.memory import MemoryDocStore
 from headrace.eventlog.memory import MemoryEventLog
 from headrace.web import security
+from headrace.web.alerts import alert_of, worst_by_entity
 from headrace.web.app import create_app
 from headrace.web.serve import serve
 from headrace.web.threads import Threads
@@ -63,6 +67,34 @@ async def test_a_device_has_its_values_alerts_and_streams() -> None:
         assert device["alerts"][0]["title"] == "fac1-cnc-001 runs hot"
         assert device["values"]["rpm"] > 0
         assert device["streams"]["scored"] == "scored"
+
+
+async def test_a_registered_device_that_never_sent_is_there_and_its_keys_are_not() -> None:
+    clock = ShiftedClock()
+    services = await services_of(MemoryEventLog(clock), clock, Incidents())
+    record = {"entity_id": "press-1", "site": "fac9", "status": "enabled", "primary_key": "c2VjcmV0", "created": 1}
+    await services.docs.put("devices", "gateway-7", record)
+    app = create_app(services)
+    transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+    async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        answer = await client.get("/api/devices/press-1")
+        assert answer.json()["registered"] == {"id": "gateway-7", "status": "enabled", "site": "fac9"}
+        assert (answer.json()["state"], answer.json()["seen"]) == ("quiet", 0)
+        assert "c2VjcmV0" not in answer.text + (await client.get("/api/fleet")).text
+
+
+async def test_the_alert_services_own_incidents_are_understood() -> None:
+    clock = ShiftedClock()
+    docs = MemoryDocStore(clock)
+    store = IncidentStore(docs, clock)
+    opened = clock.now()
+    incident = Incident(
+        id="i9", rule="hot", stream="scored", key="m1", severity="critical", title="m1", opened=opened, last_seen=opened
+    )
+    await store.write([incident])
+    assert worst_by_entity([alert_of(one) for one in await store.list(state="open")]) == {"m1": "critical"}
+    taken = alert_of(await store.acknowledge("i9", "ada"))
+    assert (taken.state, taken.acknowledged_by, taken.opened) == ("acknowledged", "ada", opened / 10_000)
 
 
 async def test_history_gives_columns_and_the_place_where_live_goes_on() -> None:

@@ -125,11 +125,11 @@ def _static() -> Router:
 
 
 async def _list_registered(services: WebServices, board: Fleet) -> None:
-    """Devices that are registered but were not heard lately are on the page too, as quiet ones."""
+    """What registered devices report on but was not heard of lately is on the page too, as quiet."""
     after = ""
     while found := await services.docs.query("devices", after=after, limit=1000):
         for document in found:
-            board.add(document.id, str(document.body.get("site") or ""))
+            board.add(str(document.body.get("entity_id") or document.id), str(document.body.get("site") or ""))
         after = found[-1].id
 
 

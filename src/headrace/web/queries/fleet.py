@@ -10,6 +10,7 @@ from litestar.datastructures import State
 from litestar.params import FromPath, FromQuery
 
 from headrace.core.errors import NotFound
+from headrace.docstore.contract import Document
 from headrace.web.alerts import Alert, alert_of
 from headrace.web.status import stream_roles
 
@@ -23,7 +24,7 @@ async def fleet(state: State) -> Response[bytes]:
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """One entity: what is known of it now. `seen` is ms since 1970, 0 for never; `document` the device's own record."""
+    """One entity: what is known of it now. `seen` is ms since 1970, 0 for never; `registered` the device that reports on it."""
 
     id: str
     site: str
@@ -33,7 +34,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, float]
     alerts: list[Alert]
     streams: dict[str, str | None]
-    document: dict[str, Any] | None = None
+    registered: dict[str, Any] | None = None
 
 
 @get("/api/devices/{entity:path}", summary="One entity now", tags=["fleet"])
@@ -42,24 +43,24 @@ async def device(state: State, entity: FromPath[str]) -> Device:
     name = entity.removeprefix("/")
     services = state.services
     known = state.fleet.entity(name, services.clock.now())
-    document = await services.docs.get("devices", name)
-    if known is None and document is None:
+    registered = await services.docs.query("devices", where={"entity_id": name}, limit=1)
+    if known is None and not registered:
         raise NotFound(f"no device or machine {name!r} has been heard of", hint="GET /api/fleet lists those that have")
     incidents = await services.incidents.list(key=name, limit=50)
     return Device(
         **(known or {"id": name, "site": "", "state": "quiet", "seen": 0.0, "rate": 0.0, "values": {}}),
         alerts=[alert_of(incident) for incident in incidents],
         streams=stream_roles(services.settings, await services.log.streams()),
-        document=_public(document.body) if document else None,
+        registered=_public(registered[0]) if registered else None,
     )
 
 
-_PUBLIC = ("status", "tags", "connection", "connected", "created", "site", "model")
+_PUBLIC = ("status", "site", "tags")
 
 
-def _public(body: dict[str, Any]) -> dict[str, Any]:
+def _public(device: Document) -> dict[str, Any]:
     """Of a device's record only what is meant for eyes; keys never leave the store."""
-    return {name: body[name] for name in _PUBLIC if name in body}
+    return {"id": device.id, **{name: device.body[name] for name in _PUBLIC if name in device.body}}
 
 
 class Alerts(msgspec.Struct, frozen=True):

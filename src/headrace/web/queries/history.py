@@ -104,7 +104,7 @@ def _plain(column: pa.ChunkedArray) -> Sequence[Any]:
     if pa.types.is_integer(kind) and kind.bit_width == 64:
         return [value if value is None or abs(value) < 1 << 53 else str(value) for value in column.to_pylist()]
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
-        return [None if value is None else value.isoformat() for value in column.to_pylist()]
+        return [None if value is None else value.isoformat().replace("+00:00", "Z") for value in column.to_pylist()]
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind):
         return list(column.to_pylist())
     return [None if value is None else _text(value) for value in column.to_pylist()]

@@ -3,7 +3,7 @@
 
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { el, setText } from "./dom.js";
-import { day, duration, minute, number, stampZoned, time } from "./format.js";
+import { day, minute, number, shortDuration, stampZoned, time } from "./format.js";
 import { isSeconds, labelOf, unitOf, withUnit } from "./labels.js";
 import { paints } from "./prefs.js";
 
@@ -71,7 +71,7 @@ export class Panel {
   }
 
   tick(value) {
-    return isSeconds(this.field) ? duration(value) : number(value);
+    return isSeconds(this.field) ? shortDuration(value) : number(value);
   }
 
   // Takes new points or a new range on the screen, at most once a frame.

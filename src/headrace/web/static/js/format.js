@@ -46,12 +46,19 @@ export function bytes(value) {
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
   if (seconds < 0) return `−${duration(-seconds)}`;
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  if (seconds < 3600) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 59.5) return `${Math.round(seconds)} s`;
+  if (seconds < 3570) return `${Math.round(seconds / 60)} min`;
   const [big, small, ...units] = seconds < 86_400 ? [3600, 60, "h", "min"] : [86_400, 3600, "d", "h"];
   const main = Math.floor(seconds / big);
   const rest = Math.floor((seconds % big) / small);
   return rest && main < 30 ? `${main} ${units[0]} ${rest} ${units[1]}` : `${main} ${units[0]}`;
+}
+
+// A duration in one unit, for the axis of a chart.
+export function shortDuration(seconds) {
+  const size = Math.abs(seconds);
+  const [unit, name] = size < 120 ? [1, "s"] : size < 7200 ? [60, "min"] : size < 172_800 ? [3600, "h"] : [86_400, "d"];
+  return `${number(seconds / unit)} ${name}`;
 }
 
 export function ago(ms, now) {

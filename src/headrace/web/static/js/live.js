@@ -93,16 +93,24 @@ function takeRows(rows, sparks, whole) {
 function draw(machine) {
   const { tile, path, since, values, fields } = machine.nodes;
   setAttr(tile, "data-state", machine.state);
+  setAttr(tile, "aria-label", `${machine.id}, ${machine.state}`);
   setAttr(tile.firstChild, "data-state", machine.state);
   path.setAttribute("d", sparkPath(machine.spark));
-  setText(since, machine.state === "quiet" || !machine.seen ? ago(machine.seen, now()) : machine.state === "ok" ? "" : machine.state);
   const names = Object.keys(machine.values).slice(0, 3);
+  setText(since, corner(machine, names[0]));
   if (names.join() !== fields.join()) {
     machine.nodes.fields = names;
     values.replaceChildren(...names.map((name) => el("div", {}, el("dt", { title: name }, labelOf(name)), el("dd", {}, el("span"), " ", el("small", {}, unitOf(name))))));
   }
   names.forEach((name, index) => setText(values.children[index].lastChild.firstChild, valueText(name, machine.values[name], { steadily: true })));
   filter(machine);
+}
+
+// The upper right of a tile: since when it is quiet; where there is no room for values below, the first of them; else the state.
+function corner(machine, name) {
+  if (machine.state === "quiet" || !machine.seen) return ago(machine.seen, now());
+  if (machines.size >= DENSE_FROM) return name ? [valueText(name, machine.values[name], { steadily: true }), unitOf(name)].filter(Boolean).join(" ") : "";
+  return machine.state === "ok" ? "" : machine.state;
 }
 
 function filter(machine) {
