@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import asa_case
 import pytest
 
+from headrace.sql import cases
+from headrace.sql.cases import Cut
 from headrace.sql.errors import SqlError
 
 SHARED = Path("/work/shared/conformance/asa")
@@ -17,22 +18,21 @@ CASES = sorted(SHARED.glob("*.yaml")) + sorted(OWN.glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_a_case_gives_its_rows_however_it_is_cut(path: Path) -> None:
-    case = asa_case.load(path)
-    if case["name"] in UNSUPPORTED:
+    case = cases.load(path)
+    if case.name in UNSUPPORTED:
         with pytest.raises(SqlError) as caught:
-            asa_case.compiled(case)
+            case.plan()
         assert caught.value.code == "sql.unsupported"
         assert caught.value.line >= 1
         return
-    if "expect_error" in case:
-        asa_case.expect_error(case)
+    verdict = cases.run_file(path, Cut())
+    assert verdict.passed, verdict.problem
+    if "expect_error" in case.keys:
         return
-    straight = asa_case.run(case)
-    asa_case.check(case, straight)
+    straight = repr(cases.execute(case, Cut())[2])
     for size in (1, 7):
-        assert repr(asa_case.run(case, batch_size=size)) == repr(straight), f"batch size {size} changes the rows"
-    for size in (1, 7):
-        assert repr(asa_case.run(case, batch_size=size, kill=True)) == repr(straight), "a restored run gives other rows"
+        assert repr(cases.execute(case, Cut(size))[2]) == straight, f"batch size {size} changes the rows"
+        assert repr(cases.execute(case, Cut(size, 1))[2]) == straight, "a restored run gives other rows"
 
 
 def test_the_conformance_set_is_there() -> None:

@@ -24,6 +24,7 @@ MODULES = {
     "replay": "replay",
     "query": "query",
     "sql": "sql",
+    "test": "test",
     "model": "model",
     "blueprint": "blueprint",
     "alert": "alert",

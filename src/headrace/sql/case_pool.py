@@ -51,7 +51,10 @@ def run_cases(
     timeout_s: float = 10.0,
     clock: Clock,
 ) -> Iterator[CaseResult]:
-    """Results in the order of `paths`, each as soon as it and all before it are there. Raises Unavailable where no worker starts."""
+    """Results in the order of `paths`, each as soon as it and all before it are there.
+
+    Raises Unavailable where no worker starts.
+    """
     pool = _Pool(paths, batch_size, kill_every, timeout_s, clock)
     try:
         yield from pool.results(max(1, min(jobs, len(paths))))
@@ -153,9 +156,10 @@ def _serve(pipe: Connection, batch_size: int | None, kill_every: int, timeout_s:
     """A worker's whole life. What user code prints goes to stderr: stdout belongs to the parent's report."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     os.dup2(2, 1)
-    from headrace.sql.cases import Cut, run_file
+    from headrace.sql.cases import Cut, run_file, warm_up
 
     cut = Cut(batch_size, kill_every)
+    warm_up()
     with open(os.devnull, "w") as nowhere:
         pipe.send(None)
         while True:
