@@ -11,6 +11,7 @@ from typing import Any
 
 from headrace.core.identity import derived_event_id
 from headrace.core.schema import JSON_TYPE, EventBatch, event_batch
+from headrace.sql.decode import Payload
 from headrace.sql.run import OutputRows
 
 _DEVICE = ("deviceId", "device_id", "device", "machineId", "machine_id")
@@ -27,7 +28,7 @@ def output_events(pieces: Sequence[OutputRows], *, producer: str, epoch: int) ->
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("_device", "_entity_id", "_type", "_site", "_body")}
     for piece in pieces:
-        origin = piece.data.origin.events() if piece.data.origin is not None else None
+        origin = piece.data.origin
         devices = _filled(_named(piece, _DEVICE), origin, "_device")
         entities = _named(piece, _ENTITY)
         columns["_device"] += [found or "" for found in devices]
@@ -56,8 +57,9 @@ def _named(piece: OutputRows, wanted: Sequence[str]) -> list[str | None]:
     return found
 
 
-def _filled(found: list[str | None], origin: EventBatch | None, column: str) -> list[str | None]:
+def _filled(found: list[str | None], origin: Payload | None, column: str) -> list[str | None]:
     """`found` with its gaps filled from the events that the rows were made from."""
     if origin is None or None not in found:
         return found
-    return [old if old is not None else new for old, new in zip(found, origin.column(column).to_pylist(), strict=True)]
+    given = origin.metadata(column).to_list()
+    return [old if old is not None else new for old, new in zip(found, given, strict=True)]
