@@ -259,7 +259,7 @@ async def database(project: Project) -> AsyncIterator[None]:
 
 
 async def prepare(project: Project, report: Report) -> PostgresServer | None:
-    """What must stand before the parts start: certificates, the database, trained models. May take seconds.
+    """What must stand before the parts start: certificates, documents, the database. May take seconds.
 
     Returns our own database server, which the caller must keep running and stop at last.
     """
@@ -273,7 +273,7 @@ async def prepare(project: Project, report: Report) -> PostgresServer | None:
         for collection, named in (("fields", project.settings.fields), ("sites", project.settings.sites)):
             bodies = {name: msgspec.structs.asdict(config) for name, config in named.items()}
             await platform.docs.put_many(collection, bodies)
-        await asyncio.to_thread(_prepare_data, platform, report)
+        await asyncio.to_thread(_prepare_warehouse, platform)
     except BaseException:
         if server is not None:
             await server.stop()
@@ -283,8 +283,8 @@ async def prepare(project: Project, report: Report) -> PostgresServer | None:
     return server
 
 
-def _prepare_data(platform: Platform, report: Report) -> None:
-    """Migrations, metadata and models."""
+def _prepare_warehouse(platform: Platform) -> None:
+    """Migrations and metadata."""
     settings = platform.settings
     spec = _blueprint(settings)
     if settings.warehouse.enabled and settings.entities:
@@ -292,11 +292,13 @@ def _prepare_data(platform: Platform, report: Report) -> None:
         if spec is not None and spec.metadata is not None:
             for table, rows in spec.metadata().items():
                 platform.warehouse.upsert(table, rows.to_pylist())
-    for name, config in settings.models.items():
-        if platform.registry.version_at(_registered(name, config), config.alias) == 0:
-            result = train_model(platform.project, name)
-            figures = ", ".join(f"{metric} {value:.3g}" for metric, value in result["metrics"].items())
-            report(f"model {name}: trained version {result['version']} ({figures})")
+
+
+def untrained(project: Project) -> list[str]:
+    """Models of the project that have no version yet."""
+    registry = Platform(project).registry
+    models = project.settings.models
+    return [name for name, config in models.items() if not registry.version_at(_registered(name, config), config.alias)]
 
 
 def warehouse_url(project: Project) -> str:

@@ -36,23 +36,22 @@ def _die_with_parent() -> None:
 
 
 class Supervisor:
-    """Keeps `parts` running until `stop`. `report(part, text)` is told what changes."""
+    """Keeps parts running until `stop`. `report(part, text)` is told what changes."""
 
-    def __init__(self, project: Project, parts: Sequence[str], *, report: Callable[[str, str], None]) -> None:
+    def __init__(self, project: Project, *, report: Callable[[str, str], None]) -> None:
         self._project = project
-        self._parts = list(parts)
         self._report = report
         self._stopping = asyncio.Event()
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def start(self, *, ready_timeout_s: float) -> None:
-        """Start every part and wait until all are ready. Raises Unavailable that names the part and its log."""
-        for part in self._parts:
+    async def start(self, parts: Sequence[str], *, ready_timeout_s: float) -> None:
+        """Start parts and wait until all of them are ready. Raises Unavailable that names the part and its log."""
+        for part in parts:
             runstate.forget(self._project, part)
             self._tasks[part] = asyncio.create_task(self._keep(part), name=f"keep {part}")
         deadline = time.monotonic() + ready_timeout_s
-        waiting = list(self._parts)
+        waiting = list(parts)
         while waiting:
             for part in list(waiting):
                 state = runstate.read(self._project, part)
@@ -69,25 +68,28 @@ class Supervisor:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Stop the parts in the order they were started (the door first), each with SIGTERM, at last with SIGKILL."""
+        """Stop the gateway first, so that nothing new comes in, then the rest together; SIGTERM, at last SIGKILL."""
         self._stopping.set()
-        for part in self._parts:
-            process = self._processes.get(part)
-            if process is None or process.returncode is not None:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
-            except TimeoutError:
-                log.warning("part.killed", name=part, after_s=STOP_TIMEOUT_S)
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-            runstate.forget(self._project, part)
+        await self._end("gateway")
+        await asyncio.gather(*(self._end(part) for part in self._processes))
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _end(self, part: str) -> None:
+        process = self._processes.get(part)
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("part.killed", name=part, after_s=STOP_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        runstate.forget(self._project, part)
 
     async def _keep(self, part: str) -> None:
         restarts = 0

@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,9 +106,9 @@ async def serve_all(project: Project, ready_timeout_s: float) -> None:
         database = asyncio.create_task(_keep_database(server))
         if server is not None:
             own.addresses["warehouse"] = server.url
-        supervisor = Supervisor(project, assembly.parts(project.settings), report=_report)
+        supervisor = Supervisor(project, report=_report)
         try:
-            starting = asyncio.create_task(supervisor.start(ready_timeout_s=ready_timeout_s))
+            starting = asyncio.create_task(_start(project, supervisor, ready_timeout_s))
             asked = asyncio.create_task(stop_asked.wait())
             await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -129,6 +130,27 @@ async def serve_all(project: Project, ready_timeout_s: float) -> None:
             if server is not None:
                 await server.stop()
             runstate.forget(project, "supervisor")
+
+
+async def _start(project: Project, supervisor: Supervisor, ready_timeout_s: float) -> None:
+    """Start all parts; where models must be trained first, everything but the jobs that call them starts meanwhile."""
+    parts = assembly.parts(project.settings)
+    untrained = assembly.untrained(project)
+    later = [part for part in parts if part == "jobs" and untrained]
+    first = [part for part in parts if part not in later]
+    starting = supervisor.start(first, ready_timeout_s=ready_timeout_s)
+    await asyncio.gather(starting, *(_train(project, name) for name in untrained))
+    await supervisor.start(later, ready_timeout_s=ready_timeout_s)
+
+
+async def _train(project: Project, name: str) -> None:
+    """Train a model in a process of its own. One that fails is reported, and the job that calls it says so too."""
+    _report(f"model {name}", "training")
+    command = (sys.executable, "-m", "headrace", "model", "train", name, "--project", str(project.folder))
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output, _ = await process.communicate()
+    lines = output.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    _report(f"model {name}", lines[-1] if process.returncode == 0 else f"not trained: {' '.join(lines[-2:])}")
 
 
 async def _keep_database(server: PostgresServer | None) -> None:
