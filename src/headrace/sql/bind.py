@@ -32,6 +32,7 @@ from headrace.sql.units import PARTS, TICKS
 from headrace.sql.values import DATETIME, TEXT, Column, Constant
 
 ANALYTIC = ("lag", "last", "isfirst", "anomalydetection_spikeanddip", "anomalydetection_changepoint")
+OVER_AGGREGATES = ("count", "sum", "avg", "min", "max", "collect", "topone", "collecttop")
 LATER = {
     "createpoint": "geospatial functions",
     "createlinestring": "geospatial functions",
@@ -40,8 +41,6 @@ LATER = {
     "st_within": "geospatial functions",
     "st_overlaps": "geospatial functions",
     "st_intersects": "geospatial functions",
-    "anomalydetection_changepoint": "AnomalyDetection_ChangePoint",
-    "collecttop": "CollectTop",
 }
 """Functions of the language that are still to come: refused by name, never taken for a typing error."""
 
@@ -78,6 +77,7 @@ class AnalyticCall:
     partition: list[Eval]
     when: Eval | None
     limit: int  # ticks; for ISFIRST the length of the interval
+    aggregate: AggregateCall | None = None  # what an aggregate with OVER computes
 
 
 class Binder:
@@ -329,12 +329,12 @@ class Binder:
     # -- aggregates
 
     def _aggregate(self, node: tree.Call) -> Eval:
-        if node.over is not None and node.over.limit is not None:
-            if node.distinct:
-                fail(node.at, "DISTINCT is not allowed with OVER")
-            unsupported(node.at, f"{node.at.text} … OVER (… LIMIT DURATION …)")
         if node.over is not None and node.distinct:
             fail(node.at, "DISTINCT is not allowed with OVER")
+        if node.over is not None and node.over.limit is not None:
+            if node.name not in OVER_AGGREGATES:
+                fail(node.at, f"{node.at.text} takes no OVER (… LIMIT DURATION …)", hint="known: SUM, AVG, COUNT, …")
+            return self._analytic(node)
         if self.place != "group":
             where = "inside another aggregate" if self.place == "aggregate" else "here"
             fail(
@@ -363,7 +363,7 @@ class Binder:
             given = given[spec.constants :]
             spec.check(node.at, constants)
         self._count(node, spec.least, spec.most)
-        self.place = "aggregate"
+        outer, self.place = self.place, "aggregate" if self.place == "group" else self.place
         args: list[Eval] = []
         for arg in given:
             whole = isinstance(arg, tree.Star) or (
@@ -380,9 +380,9 @@ class Binder:
             for item in node.over.order:
                 args.append(spec.ordering(item.of, self.bind(item.of)))
                 order.append(item.descending)
-        elif node.over is not None:
-            fail(node.at, f"{node.at.text} takes no OVER without LIMIT DURATION")
-        self.place = "group"
+        elif node.over is not None and (node.over.limit is None or node.over.order):
+            fail(node.at, f"{node.at.text} takes no OVER without LIMIT DURATION, and no ORDER BY")
+        self.place = outer
         if spec.per_row:
             self.per_row.add(node.at.text.upper())
         return AggregateCall(spec, node, args, order, constants)
@@ -454,7 +454,8 @@ class Binder:
                     hint="say how far back it may look",
                 )
             limit = over.limit.ticks
-        if over is not None and over.order:
+        found = self._new_aggregate(node) if node.name in OVER_AGGREGATES else None
+        if found is None and over is not None and over.order:
             fail(over.at, f"{node.at.text} takes no ORDER BY")
         if node.name == "lag":
             self._count(node, 1, 3)
@@ -470,22 +471,32 @@ class Binder:
             self._count(node, 4, 4)
             constants = self._spike_constants(node)
             given = given[:1]
+        elif node.name == "anomalydetection_changepoint":
+            self._count(node, 3, 3)
+            constants = self._history_constants(node)
+            given = given[:1]
+        if found is not None:
+            given = []
         args: list[Eval] = [self._whole() if isinstance(arg, tree.Star) else self.bind(arg) for arg in given]
         partition = [self.bind(part) for part in over.partition] if over else []
         when = self.bind(over.when) if over and over.when else None
-        return AnalyticCall(node, node.name, args, constants, partition, when, limit)
+        return AnalyticCall(node, node.name, args, constants, partition, when, limit, found)
 
-    def _spike_constants(self, node: tree.Call) -> list[Any]:
-        confidence, history, mode = (self._constant(arg) for arg in node.args[1:])
+    def _history_constants(self, node: tree.Call) -> list[Any]:
+        confidence, history = (self._constant(arg) for arg in node.args[1:3])
         if isinstance(node.args[0], tree.Star):
             fail(node.args[0].at, "* is not allowed here", hint="name one numeric column")
         if not isinstance(confidence, int | float) or not 1 <= confidence <= 100:
             fail(node.args[1].at, f"the confidence must be within 1 to 100, not {confidence!r}")
         if not isinstance(history, int) or history < 1:
             fail(node.args[2].at, f"the history size must be a positive whole number, not {history!r}")
+        return [float(confidence), history]
+
+    def _spike_constants(self, node: tree.Call) -> list[Any]:
+        constants, mode = self._history_constants(node), self._constant(node.args[3])
         if not isinstance(mode, str) or mode.lower() not in ("spikes", "dips", "spikesanddips"):
             fail(node.args[3].at, f"the mode must be 'spikes', 'dips' or 'spikesanddips', not {mode!r}")
-        return [float(confidence), history, mode.lower()]
+        return [*constants, mode.lower()]
 
     def _interval(self, node: tree.Call) -> int:
         self._count(node, 2, 2)

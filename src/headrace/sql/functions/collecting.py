@@ -80,18 +80,15 @@ class _Collect(ObjectAccumulator):
             self.items[target] += other.items[slot]
 
     def result(self, slots: Ints) -> Column:
-        return values.from_values([list(self.items[slot]) for slot in slots.tolist()])
+        return values.from_values([list(self.items[slot]) or None for slot in slots.tolist()])
 
 
-class _TopOne(ObjectAccumulator):
-    """[order values, value] of the best event so far; of equal ones the first stays. Null is the smallest."""
+class _Ranked(ObjectAccumulator):
+    """Events by ORDER BY, as [order values, value]. Null is the smallest."""
 
     def __init__(self, descending: Sequence[bool]) -> None:
         super().__init__()
         self.descending = list(descending)
-
-    def new(self) -> Any:
-        return None
 
     def _better(self, new: list[Any], held: list[Any]) -> bool:
         for value, other, descending in zip(new, held, self.descending, strict=True):
@@ -107,14 +104,24 @@ class _TopOne(ObjectAccumulator):
         return False
 
     def _offer(self, slot: int, order: list[Any], value: Any) -> None:
-        held = self.items[slot]
-        if held is None or self._better(order, held[0]):
-            self.items[slot] = [order, value]
+        raise NotImplementedError
 
     def add(self, slots: Ints, args: Sequence[Column]) -> None:
         orders = zip(*(column.to_list() for column in args[1:]), strict=True)
         for slot, value, order in zip(slots.tolist(), args[0].to_list(), orders, strict=True):
             self._offer(slot, list(order), value)
+
+
+class _TopOne(_Ranked):
+    """The best event so far; of equal ones the first stays."""
+
+    def new(self) -> Any:
+        return None
+
+    def _offer(self, slot: int, order: list[Any], value: Any) -> None:
+        held = self.items[slot]
+        if held is None or self._better(order, held[0]):
+            self.items[slot] = [order, value]
 
     def merge(self, into: Ints, other: Any, slots: Ints) -> None:
         for target, slot in zip(into.tolist(), slots.tolist(), strict=True):
@@ -124,6 +131,39 @@ class _TopOne(ObjectAccumulator):
 
     def result(self, slots: Ints) -> Column:
         return values.from_values([None if (held := self.items[slot]) is None else held[1] for slot in slots.tolist()])
+
+
+class _CollectTop(_Ranked):
+    """The best `count` events so far, best first; equal ones in the order in which they came."""
+
+    def __init__(self, descending: Sequence[bool], count: int) -> None:
+        super().__init__(descending)
+        self.count = count
+
+    def new(self) -> list[Any]:
+        return []
+
+    def _offer(self, slot: int, order: list[Any], value: Any) -> None:
+        held = self.items[slot]
+        at = len(held)
+        while at and self._better(order, held[at - 1][0]):
+            at -= 1
+        if at < self.count:
+            held.insert(at, [order, value])
+            del held[self.count :]
+
+    def merge(self, into: Ints, other: Any, slots: Ints) -> None:
+        for target, slot in zip(into.tolist(), slots.tolist(), strict=True):
+            for order, value in other.items[slot]:
+                self._offer(target, order, value)
+
+    def result(self, slots: Ints) -> Column:
+        return values.from_values([_listed(self.items[slot]) for slot in slots.tolist()])
+
+
+def _listed(held: list[Any]) -> list[dict[str, Any]] | None:
+    """The array that CollectTop gives; null for no event at all."""
+    return [{"rank": at + 1, "value": value} for at, (_, value) in enumerate(held)] or None
 
 
 class _Percentile(_Collect):
@@ -166,6 +206,12 @@ def _fraction(at: Token, constants: Sequence[Any]) -> None:
         fail(at, f"the percentile must be a constant between 0 and 1, not {fraction!r}")
 
 
+def _how_many(at: Token, constants: Sequence[Any]) -> None:
+    if not constants or type(constants[0]) is not int or constants[0] < 1:
+        given = repr(constants[0]) if constants else "nothing"
+        fail(at, f"{at.text} needs a positive whole number of events first, not {given}", hint="CollectTop(3) OVER …")
+
+
 def _percentile(name: str, *, continuous: bool) -> Aggregate:
     return Aggregate(
         name,
@@ -190,6 +236,18 @@ TOPONE = Aggregate(
     ordering=_ordering,
     record=True,
     ordered=True,
+    per_row=True,
+)
+COLLECTTOP = Aggregate(
+    "collecttop",
+    1,
+    2,
+    lambda order, constants: _CollectTop(order, constants[0]),
+    ordering=_ordering,
+    record=True,
+    ordered=True,
+    constants=1,
+    check=_how_many,
     per_row=True,
 )
 PERCENTILE_CONT = _percentile("percentile_cont", continuous=True)

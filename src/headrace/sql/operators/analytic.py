@@ -1,4 +1,4 @@
-"""LAG, LAST, ISFIRST and AnomalyDetection_SpikeAndDip: values that look back over earlier events of the same key.
+"""LAG, LAST, ISFIRST and the anomaly detectors: values that look back over earlier events of the same key.
 
 History is a few values per key, kept in a dictionary; a batch takes the history of just the keys it holds, computes all its
 rows at once with sorted arrays, and puts the new history back. History that is older than the duration is dropped when a
@@ -13,49 +13,26 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.core.flow import Watermark
+from headrace.detect.change_point import ChangePoint
 from headrace.detect.spike_dip import SpikeDip
 from headrace.sql import values
 from headrace.sql.bind import AnalyticCall
-from headrace.sql.evaluate import Frame, RowFault, truth
-from headrace.sql.keys import Key, group
+from headrace.sql.evaluate import Frame, RowFault
+from headrace.sql.keys import Key
+from headrace.sql.operators.look_back import Analytic, candidates, groups
+from headrace.sql.operators.over_aggregate import OverAggregate
 from headrace.sql.state import hashable, pack, table_values, thawed, unpack, value_table
 from headrace.sql.units import ORIGIN
 from headrace.sql.values import BIGINT, FLOAT, RECORD, Bools, Column, Constant, Ints
 
 
-class Analytic:
-    """One analytic call: a column of results for a frame, in row order."""
-
-    def process(self, frame: Frame) -> Column:
-        raise NotImplementedError
-
-    def advance(self, mark: Watermark) -> None:
-        """Forget what can never be looked at again."""
-
-    def rows(self) -> int:
-        """How many keys have state."""
-        raise NotImplementedError
-
-    def snapshot(self) -> pa.Table:
-        raise NotImplementedError
-
-    def restore(self, table: pa.Table) -> None:
-        raise NotImplementedError
-
-
 def make_analytic(call: AnalyticCall) -> Analytic:
     """The operator behind an analytic call."""
+    if call.aggregate is not None:
+        return OverAggregate(call, call.aggregate)
     if call.name == "isfirst":
         return IsFirst(call)
-    return Spike(call) if call.name.startswith("anomaly") else Lag(call)
-
-
-def _candidates(call: AnalyticCall, frame: Frame) -> Bools:
-    return np.ones(frame.rows, np.bool_) if call.when is None else truth(call.when(frame))
-
-
-def _groups(call: AnalyticCall, frame: Frame) -> tuple[Ints, list[Key]]:
-    return group([part(frame) for part in call.partition], frame.rows)
+    return Anomaly(call) if call.name.startswith("anomaly") else Lag(call)
 
 
 class Lag(Analytic):
@@ -72,8 +49,8 @@ class Lag(Analytic):
         call = self.call
         column = values.plain(call.args[0](frame))
         default = call.args[1](frame) if len(call.args) > 1 else Constant(frame.rows, None)
-        candidate = _candidates(call, frame)
-        codes, keys = _groups(call, frame)
+        candidate = candidates(call, frame)
+        codes, keys = groups(call, frame)
         old_codes, old_times, old_values = self._recall(keys)
         before = len(old_codes)
         if before:
@@ -170,8 +147,8 @@ class IsFirst(Analytic):
         self.last: dict[Key, int] = {}  # the interval that had its first row already
 
     def process(self, frame: Frame) -> Column:
-        candidate = _candidates(self.call, frame)
-        codes, keys = _groups(self.call, frame)
+        candidate = candidates(self.call, frame)
+        codes, keys = groups(self.call, frame)
         intervals = -((ORIGIN - frame.times) // self.call.limit)
         known = np.array([self.last.get(key, -(1 << 62)) for key in keys], np.int64)
         at = np.flatnonzero(candidate)
@@ -201,8 +178,8 @@ class IsFirst(Analytic):
         self.last = {tuple(hashable(part) for part in key): last for key, last in table_values(table)}
 
 
-class Spike(Analytic):
-    """AnomalyDetection_SpikeAndDip: a record {IsAnomaly, Score}. Nulls and rows that fail WHEN get null."""
+class Anomaly(Analytic):
+    """AnomalyDetection_SpikeAndDip and _ChangePoint: a record {IsAnomaly, Score}. Nulls and rows that fail WHEN get null."""
 
     def __init__(self, call: AnalyticCall) -> None:
         self.call = call
@@ -211,19 +188,22 @@ class Spike(Analytic):
         self.detector = self._new()
         self._swept: Watermark = 0
 
-    def _new(self) -> SpikeDip:
+    def _new(self) -> SpikeDip | ChangePoint:
+        if self.call.name == "anomalydetection_changepoint":
+            confidence, history = self.call.constants
+            return ChangePoint(history, confidence, self.call.limit)
         confidence, history, mode = self.call.constants
         return SpikeDip(history, confidence, cast(Any, mode), self.call.limit)
 
     def process(self, frame: Frame) -> Column:
         column = values.plain(self.call.args[0](frame))
-        seen = _candidates(self.call, frame)
+        seen = candidates(self.call, frame)
         numbers, fits = self._numbers(frame, column, seen)
         seen = seen & fits
         at = np.flatnonzero(seen)
         if not len(at):
             return Column(frame.rows)
-        codes, keys = _groups(self.call, frame)
+        codes, keys = groups(self.call, frame)
         ids = np.zeros(len(keys), np.int64)
         for code in np.unique(codes[at]).tolist():  # a key without any value gets no number, as nothing would free it
             ids[code] = self._id(keys[code])
@@ -239,8 +219,7 @@ class Spike(Analytic):
             found = self.ids[key] = self.free.pop() if self.free else len(self.ids)
         return found
 
-    @staticmethod
-    def _numbers(frame: Frame, column: Column, seen: Bools) -> tuple[Any, Bools]:
+    def _numbers(self, frame: Frame, column: Column, seen: Bools) -> tuple[Any, Bools]:
         """Values as floats and which rows have one; anything but a number is a fault of its row."""
         numbers = np.zeros(frame.rows)
         fits = np.zeros(frame.rows, np.bool_)
@@ -249,7 +228,7 @@ class Spike(Analytic):
                 numbers = data.astype(np.float64) if mask is None else np.where(mask, data, numbers)
                 fits = fits | (True if mask is None else mask)
             else:
-                detail = f"AnomalyDetection_SpikeAndDip needs numbers, not {values.KIND_NAMES[kind]}"
+                detail = f"{self.call.call.at.text} needs numbers, not {values.KIND_NAMES[kind]}"
                 wrong = seen if mask is None else seen & mask
                 frame.faults += [RowFault(row, "bad_argument", detail) for row in np.flatnonzero(wrong).tolist()]
         return numbers, fits

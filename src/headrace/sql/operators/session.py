@@ -7,6 +7,7 @@ gaps are looked for, so the work in Python is per session, not per event.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ class Sessions:
         out = np.empty(len(times), np.int64)
         cut = np.concatenate([[True], (codes[1:] != codes[:-1]) | (np.diff(times) > self.timeout), [True]])
         bounds = np.flatnonzero(cut).tolist()
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in itertools.pairwise(bounds):
             key = keys[codes[start]]
             while start < stop:
                 first_time = int(times[start])
