@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from headrace.blueprints.explore import project_files
+from headrace.blueprints.explore import project_files, window_of
+from headrace.blueprints.explore_profile import Profile
 from headrace.cli import app, demo, replay
 from headrace.connectors.file_order import by_time, pace_for
 from headrace.connectors.files import FileRows, open_files
@@ -172,11 +173,11 @@ def test_the_job_of_a_demo_goes_by_the_rows_own_time(tmp_path: Path, column: lis
     assert "AVG([temp [K]]]) AS [temp [K]]]" in script
     assert "[on]" not in script  # two values are a state, and what only counts rows is no measurement
     assert "[number]" not in script
-    assert "TumblingWindow(second, 10)" in script
+    assert "TumblingWindow(second, 5)" in script
     compile_script(script)
     settings = parse(tomllib.loads(made["headrace.toml"]))
     assert settings.jobs["explore"].late_arrival_s == -1
-    assert settings.jobs["explore"].out_of_order_s == 5.0
+    assert settings.jobs["explore"].out_of_order_s == 2.5
 
 
 def test_without_times_the_job_of_a_demo_goes_by_arrival(tmp_path: Path) -> None:
@@ -192,3 +193,9 @@ def test_without_times_the_job_of_a_demo_goes_by_arrival(tmp_path: Path) -> None
 def test_a_path_that_is_not_there_has_no_devices(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         open_files(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("rows", "devices", "window_s"), [(60, 1, 5), (400, 1, 10), (400, 2, 5), (10_000, 4, 10)])
+def test_windows_are_sized_so_that_a_device_has_enough_of_them(rows: int, devices: int, window_s: int) -> None:
+    found = Profile(fields=(("x",),), time_sql="ts", spacing_s=1.0, devices=devices, rows=rows)
+    assert window_of(found, play_s=60) == window_s

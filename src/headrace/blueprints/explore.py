@@ -1,7 +1,7 @@
 """A project for files nobody has described: what `headrace demo --data FILE` makes.
 
 It reads the first rows as they will arrive as messages, finds the numeric fields and how often a device reports, and writes
-a job sized by that: averages over about ten readings, single readings that stand out, averages that leave their usual range.
+a job sized by that: averages over a few readings, single readings that stand out, averages that leave their usual range.
 Rows that tell their time are judged by it, so the figures do not depend on how fast the files are replayed.
 """
 
@@ -16,8 +16,10 @@ from headrace.core.errors import DataError
 
 FIELDS_MAX = 12
 READINGS_A_WINDOW = 8
+WINDOWS_A_DEVICE = 40  # a short recording gets shorter windows, down to READINGS_MIN, so that it has about so many
+READINGS_MIN = 4
 SPIKE_HISTORY = 120  # readings
-SHIFT_HISTORY = 30  # windows
+SHIFT_HISTORY = 20  # windows
 SIZES_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
 DURATION_S_MAX = 7 * 86_400
 
@@ -39,9 +41,10 @@ def project_files(files: Sequence[FileRows], *, name: str, play_s: float) -> dic
 
 
 def window_of(found: Profile, *, play_s: float) -> int:
-    """Seconds that hold about READINGS_A_WINDOW readings of a device, from SIZES_S."""
-    spacing_s = found.spacing_s if found.time_sql else play_s * found.devices / found.rows
-    wanted = spacing_s * READINGS_A_WINDOW
+    """Seconds that hold about READINGS_A_WINDOW readings of a device, fewer where it has few; from SIZES_S."""
+    each = found.rows / found.devices
+    spacing_s = found.spacing_s if found.time_sql else play_s / each
+    wanted = spacing_s * min(READINGS_A_WINDOW, max(READINGS_MIN, each / WINDOWS_A_DEVICE))
     return next((size for size in SIZES_S if size >= wanted), SIZES_S[-1])
 
 
@@ -67,7 +70,7 @@ def script(found: Profile, window_s: int) -> str:
         for path in found.fields
     )
     return f"""-- Written by `headrace demo` from the first rows of the file: change it as you like.
--- Time is {time}. A window of {window_s:,} s holds about {READINGS_A_WINDOW} readings of a device.
+-- Time is {time}. A window of {window_s:,} s holds a few readings of a device.
 WITH windows AS (
     SELECT
         {device} AS deviceId,
