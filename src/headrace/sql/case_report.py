@@ -12,7 +12,12 @@ from xml.etree import ElementTree as Xml
 
 import msgspec
 
-Kind = Literal["", "rows", "error", "no_error", "unsupported", "unreadable", "crashed", "timed_out"]
+Kind = Literal["", "rows", "no_error", "wrong_error", "error", "unsupported", "unreadable", "crashed", "timed_out"]
+_FAILURES: tuple[Kind, ...] = (
+    "rows",
+    "no_error",
+    "wrong_error",
+)  # it ran to a verdict, and that is not the expected one
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -100,8 +105,8 @@ def summary(results: Sequence[CaseResult]) -> str:
 
 def junit(results: Sequence[CaseResult]) -> bytes:
     """JUnit XML, as CI systems read it: wrong rows are failures; what did not come to a comparison is an error."""
-    failures = [result for result in results if result.kind in ("rows", "no_error")]
-    errors = [result for result in results if not result.passed and result.kind not in ("rows", "no_error")]
+    failures = [result for result in results if result.kind in _FAILURES]
+    errors = [result for result in results if not result.passed and result.kind not in _FAILURES]
     counts = {
         "tests": str(len(results)),
         "failures": str(len(failures)),
@@ -122,7 +127,7 @@ def junit(results: Sequence[CaseResult]) -> bytes:
             },
         )
         if not result.passed:
-            tag = "failure" if result.kind in ("rows", "no_error") else "error"
+            tag = "failure" if result.kind in _FAILURES else "error"
             text = _legal(result.problem)
             Xml.SubElement(case, tag, {"type": result.kind, "message": text.split("\n")[0]}).text = text
     Xml.indent(root)

@@ -22,7 +22,7 @@ from headrace.core.errors import HeadraceError, UserError, nearest
 from headrace.core.schema import LOG_SCHEMA, EventBatch
 from headrace.sql.case_compare import Comparison, Record, difference, plain
 from headrace.sql.case_coverage import Coverage
-from headrace.sql.case_report import CaseResult
+from headrace.sql.case_report import CaseResult, Kind
 from headrace.sql.compile import compile_script
 from headrace.sql.functions.user import UserFunction
 from headrace.sql.moments import parse_moment
@@ -245,8 +245,7 @@ def judge(case: Case, cut: Cut, result: CaseResult) -> None:
     """Run a case and write what is wrong with it into `result`. Raises what the query or the case raises."""
     result.name, result.feature, result.query = case.name, str(case.keys.get("feature") or ""), case.query
     if "expect_error" in case.keys:
-        result.problem = _error_problem(case, cut)
-        result.kind = "no_error" if result.problem else ""
+        result.kind, result.problem = _error_verdict(case, cut)
         return
     coverage = Coverage()
     plan, run, got = execute(case, cut, coverage)
@@ -277,7 +276,8 @@ def problems(case: Case, got: Outputs) -> list[str]:
     return [text for text in found if text]
 
 
-def _error_problem(case: Case, cut: Cut) -> str:
+def _error_verdict(case: Case, cut: Cut) -> tuple[Kind, str]:
+    """Whether the job fails, when compiled or when run, with a message that the case's pattern is found in."""
     pattern = str(case.keys["expect_error"])
     try:
         _, _, got = execute(case, cut)
@@ -286,12 +286,12 @@ def _error_problem(case: Case, cut: Cut) -> str:
     except HeadraceError as exc:
         text = str(exc)
         if re.search(pattern, text):
-            return ""
+            return "", ""
         if exc.code == "sql.unsupported":
             raise
-        return f"the error is another one: {text}\n  expected to find /{pattern}/"
+        return "wrong_error", f"the error is another one: {text}\n  expected to find /{pattern}/"
     rows = ", ".join(f"{len(rows)} rows to {name}" for name, rows in got.items())
-    return f"the job ran and gave {rows}\n  expected an error with /{pattern}/"
+    return "no_error", f"the job ran and gave {rows}\n  expected an error with /{pattern}/"
 
 
 def execute(case: Case, cut: Cut, coverage: Coverage | None = None) -> tuple[Plan, Run, Outputs]:
