@@ -163,6 +163,23 @@ async def test_the_directory_follows_every_change(docs: DocStore, commands: Devi
     assert len(directory) == 2
 
 
+async def test_the_directory_can_be_told_to_hear_of_everything_now(docs: DocStore, commands: DeviceCommands) -> None:
+    directory = DeviceDirectory(docs)
+    await directory.open()
+    told: list[str] = []
+    directory.on_change.append(lambda id, device: told.append(id))
+    made = await commands.create("a")
+    await directory.refresh()
+    assert directory.get("a") == made
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(directory.run())
+        await commands.create_many(["b", "c"])
+        await asyncio.gather(directory.refresh(), directory.refresh())
+        assert directory.get("c") is not None
+        running.cancel()
+    assert told == ["a", "b", "c"]
+
+
 async def test_a_callback_that_fails_stops_nothing(docs: DocStore, commands: DeviceCommands) -> None:
     directory = DeviceDirectory(docs)
     await directory.open()

@@ -50,10 +50,14 @@ class Devices:
 
     def __init__(self, devices: Iterable[Device]) -> None:
         self._devices = {found.id: found for found in devices}
+        self.made: list[Device] = []  # in the registry, and not heard of yet
         self.on_change: list[Callable[[str, Device | None], None]] = []
 
     def get(self, id: str) -> Device | None:
         return self._devices.get(id)
+
+    async def refresh(self) -> None:
+        self._devices |= {found.id: found for found in self.made}
 
     def change(self, id: str, changed: Device | None) -> None:
         if changed is None:
@@ -106,8 +110,10 @@ class Wire(asyncio.Transport):
         super().__init__({"peername": ("10.0.0.9", 4242)})
         self.written = b""
         self.closed = self.aborted = self.paused = False
+        self.answered = asyncio.Event()
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
+        self.answered.set()
         self.written += data
 
     def close(self) -> None:

@@ -15,17 +15,18 @@ from headrace.wire.mqtt.codec import Will
 METHODS = "$iothub/methods/POST/#"
 
 
-def answer_to(parts: Parts, hello: bytes) -> tuple[int, bool]:
+async def answer_to(parts: Parts, hello: bytes) -> tuple[int, bool]:
     """(return code, whether the connection was closed)."""
     connection, wire = parts.dial()
     connection.data_received(hello)
+    await asyncio.wait_for(wire.answered.wait(), 5)
     assert wire.written[:2] == b"\x20\x02"
     return wire.written[3], wire.closed
 
 
 async def test_a_device_with_its_key_gets_in(parts: Parts) -> None:
-    assert answer_to(parts, parts.hello("a")) == (0, False)
-    assert answer_to(parts, parts.hello("a", password=parts.token("a", OTHER_KEY))) == (0, False)
+    assert await answer_to(parts, parts.hello("a")) == (0, False)
+    assert await answer_to(parts, parts.hello("a", password=parts.token("a", OTHER_KEY))) == (0, False)
 
 
 @pytest.mark.parametrize(
@@ -46,30 +47,55 @@ async def test_a_device_with_its_key_gets_in(parts: Parts) -> None:
 async def test_a_stranger_is_refused_with_a_code_and_counted(
     parts: Parts, id: str, changes: dict[str, object], code: int, reason: str
 ) -> None:
-    assert answer_to(parts, parts.hello(id, **changes)) == (code, True)
+    assert await answer_to(parts, parts.hello(id, **changes)) == (code, True)
     assert parts.refused() == {reason: 1}
 
 
 async def test_a_wrong_key_an_old_token_and_a_token_for_another_device_are_refused(parts: Parts) -> None:
     wrong = sas.build("hub/devices/a", "eA==", expires_s=4_000_000_000).encode()
-    assert answer_to(parts, parts.hello("a", password=wrong)) == (5, True)
-    assert answer_to(parts, parts.hello("a", password=parts.token("a", ttl_s=-400))) == (5, True)
-    assert answer_to(parts, parts.hello("a", password=parts.token("b"))) == (5, True)
+    assert await answer_to(parts, parts.hello("a", password=wrong)) == (5, True)
+    assert await answer_to(parts, parts.hello("a", password=parts.token("a", ttl_s=-400))) == (5, True)
+    assert await answer_to(parts, parts.hello("a", password=parts.token("b"))) == (5, True)
     assert parts.refused() == {"token_signature": 1, "token_expired": 1, "token_resource": 1}
 
 
+async def test_a_device_made_a_moment_ago_gets_in_with_all_it_sent_behind_its_connect(parts: Parts) -> None:
+    parts.devices.made.append(device("new"))
+    connection, wire = parts.dial()
+    connection.data_received(parts.hello("new") + publish("new", body=b"1"))
+    assert wire.paused
+    connection.data_received(publish("new", body=b"2", number=2))
+    await asyncio.wait_for(wire.answered.wait(), 5)
+    assert wire.written == codec.encode_connack(0)
+    assert not wire.paused
+    await parts.settle()
+    assert [row["_body"] for row in await rows_of(parts.log)] == [b"1", b"2"]
+    assert parts.refused() == {}
+
+
+async def test_a_device_that_left_while_it_was_looked_for_is_forgotten(parts: Parts) -> None:
+    parts.devices.made.append(device("new"))
+    connection, wire = parts.dial()
+    connection.data_received(parts.hello("new"))
+    connection.connection_lost(None)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert wire.written == b""
+    assert "new" not in parts.door.by_client
+
+
 async def test_a_clock_that_is_a_little_wrong_is_forgiven(parts: Parts) -> None:
-    assert answer_to(parts, parts.hello("a", password=parts.token("a", ttl_s=-200))) == (0, False)
+    assert await answer_to(parts, parts.hello("a", password=parts.token("a", ttl_s=-200))) == (0, False)
 
 
 async def test_another_version_of_mqtt_is_answered_with_code_1(parts: Parts) -> None:
-    assert answer_to(parts, b"\x10\x0c\x00\x04MQTT\x05\x02\x00\x3c\x00\x00") == (1, True)
+    assert await answer_to(parts, b"\x10\x0c\x00\x04MQTT\x05\x02\x00\x3c\x00\x00") == (1, True)
 
 
 async def test_above_the_limit_of_connections_the_answer_is_to_come_later() -> None:
     parts = Parts(connections_max=1)
     parts.connected("a")
-    assert answer_to(parts, parts.hello("b")) == (3, True)
+    assert await answer_to(parts, parts.hello("b")) == (3, True)
 
 
 async def test_messages_become_events_of_the_device(parts: Parts) -> None:

@@ -5,6 +5,7 @@ The directory is filled from the change feed alone, from its beginning, so there
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,6 +75,7 @@ class DeviceDirectory:
         self._clock = clock or SystemClock()
         self._devices: dict[str, Device] = {}
         self._since = 0
+        self._refreshing = asyncio.Lock()
         self.on_change: list[OnChange] = []
 
     def __len__(self) -> int:
@@ -100,11 +102,19 @@ class DeviceDirectory:
                 log.warning("directory.interrupted", code=exc.code, error=exc.message)
                 await self._clock.sleep(RETRY_S)
 
+    async def refresh(self) -> None:
+        """Learn of every device that exists by now: for one that nobody knows, who may have been made a moment ago. Raises
+        Unavailable."""
+        async with self._refreshing:  # a flood of unknown names asks the store one question at a time
+            while await self._follow(wait_s=0.0, tell=True):
+                pass
+
     async def _follow(self, *, wait_s: float, tell: bool) -> int:
         changes = await self._docs.changes(COLLECTION, self._since, limit=PAGE, wait_s=wait_s)
         for change in changes:
-            self._apply(change, tell=tell)
-            self._since = change.sequence
+            if change.sequence > self._since:  # `run` and `refresh` may hear of the same one
+                self._apply(change, tell=tell)
+                self._since = change.sequence
         return len(changes)
 
     def _apply(self, change: Change, *, tell: bool) -> None:

@@ -5,11 +5,14 @@ The answers to an unknown device and to a wrong key look alike from outside, so 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
+import structlog
+
 from headrace.core.clock import TICKS_PER_S, Clock
-from headrace.core.errors import UserError
+from headrace.core.errors import Unavailable, UserError
 from headrace.devices.model import Device
 from headrace.wire.iothub import sas
 from headrace.wire.iothub.topics import BadUserName, Identity, bag_of, parse_user_name, telemetry_prefix
@@ -17,13 +20,21 @@ from headrace.wire.mqtt import codec
 from headrace.wire.mqtt.codec import Connect
 
 ID_REFUSED, UNAVAILABLE, BAD_CREDENTIALS, NOT_AUTHORISED = 2, 3, 4, 5
+STALE = frozenset({"unknown_device", "token_signature", "disabled_device"})
+"""Refusals that the directory may only not have heard the news about. A wrong key is among them, so that it takes as long as
+an unknown device."""
+LEARN_TIMEOUT_S = 5.0
 CLIENT_ID_CHARS_MAX = 257  # a device and a module of 128 each
+
+log = structlog.get_logger()
 
 
 class Directory(Protocol):
     """What the gateway asks of devices.queries.DeviceDirectory."""
 
     def get(self, id: str) -> Device | None: ...
+
+    async def refresh(self) -> None: ...
 
 
 class Refused(UserError):
@@ -75,6 +86,13 @@ class Admission:
             except codec.MalformedPacket as exc:
                 raise Refused("will", exc.message, hint="change the topic of the will") from exc
         return admitted
+
+    async def learn(self) -> None:
+        """Hear of devices made or changed a moment ago: call it, and ask again, before a refusal in STALE. Never raises."""
+        try:
+            await asyncio.wait_for(self._directory.refresh(), LEARN_TIMEOUT_S)
+        except (TimeoutError, Unavailable) as exc:
+            log.warning("directory.not_refreshed", error=str(exc) or type(exc).__name__)
 
     def token(self, identity: Identity, text: str) -> Admitted:
         """Check a token for an identity. Raises Refused."""

@@ -15,7 +15,7 @@ import orjson
 
 from headrace.core.clock import Clock
 from headrace.core.errors import HeadraceError
-from headrace.gateway.admission import Admission, Admitted, Refused
+from headrace.gateway.admission import STALE, Admission, Admitted, Refused
 from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
 from headrace.gateway.limits import RateLimit
 from headrace.gateway.refusals import Refusals
@@ -98,7 +98,7 @@ class HttpDoor:
 
     async def _take(self, identity: Identity, scope: Scope, receive: Receive) -> None:
         headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        admitted = self._admit(identity, dict(headers).get("authorization", ""))
+        admitted = await self._admit(identity, dict(headers).get("authorization", ""))
         if self._ingress.full or self._ingress.trouble:
             raise Denied(503, "unavailable", "the event log takes no events at the moment", "send it again later")
         if self._limit.wait_s > THROTTLE_S:
@@ -123,7 +123,13 @@ class HttpDoor:
                 503, "unavailable", "the event is not durable yet", "send it again with the same iothub-messageid"
             ) from exc
 
-    def _admit(self, identity: Identity, authorization: str) -> Admitted:
+    async def _admit(self, identity: Identity, authorization: str) -> Admitted:
+        try:
+            return self._admission.token(identity, authorization)
+        except Refused as exc:
+            if exc.reason not in STALE:
+                raise Denied(401, exc.reason, *_outside(exc)) from exc
+        await self._admission.learn()
         try:
             return self._admission.token(identity, authorization)
         except Refused as exc:

@@ -16,7 +16,7 @@ from headrace.core.clock import TICKS_PER_S, Clock
 from headrace.core.errors import Unavailable
 from headrace.core.observe.metrics import Metrics
 from headrace.devices.model import Device
-from headrace.gateway.admission import UNAVAILABLE, Admission, Admitted, Refused
+from headrace.gateway.admission import STALE, UNAVAILABLE, Admission, Admitted, Refused
 from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
 from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES
 from headrace.gateway.presence import Presence
@@ -27,6 +27,7 @@ from headrace.wire.iothub.topics import Identity, bag_of, may_subscribe
 from headrace.wire.mqtt import codec
 from headrace.wire.mqtt.codec import Connect, Frame, Subscribe, Unsubscribe, Will
 from headrace.wire.mqtt.connection import (
+    Action,
     Connecting,
     Disconnecting,
     Published,
@@ -42,6 +43,7 @@ CLOSE_TIMEOUT_S = 5.0
 KEEP_ALIVE_MAX_S = 1767.0
 SWEEP_S = 1.0
 SAVE_TIMEOUT_S = 8.0  # SDKs wait ten seconds for a SUBACK
+LEARNING = "learning"  # the hold of a connection whose device is being looked for
 OVER_LIMIT_MAX = 500
 """Connections above the limit that are kept long enough to be told so."""
 
@@ -169,6 +171,7 @@ class MqttConnection(asyncio.Protocol):
         self._last_seen = 0.0
         self._closing_at: float | None = None
         self._holds: set[str] = set()
+        self._deferred: list[Action] = []  # what came behind a CONNECT that is not answered yet
         self._frame_bytes_bound = 0  # no frame that is being read is larger
         self.identity: Identity | None = None
         self.address = ""
@@ -190,12 +193,24 @@ class MqttConnection(asyncio.Protocol):
         if self._closing_at is not None:
             return
         self._last_seen = self._door.clock.monotonic()
-        self._frame_bytes_bound = self._machine.held_bytes + len(data)
-        for action in self._machine.receive(data):
+        bound = self._machine.held_bytes + len(data)
+        actions = self._machine.receive(data)
+        if LEARNING in self._holds:  # what a transport had read before it heard that it should pause
+            self._frame_bytes_bound = max(bound, self._frame_bytes_bound)
+            self._deferred += actions
+        else:
+            self._frame_bytes_bound = bound
+            self._act(actions)
+
+    def _act(self, actions: list[Action]) -> None:
+        for index, action in enumerate(actions):
             if type(action) is Published:
                 self._publish(action.frames)
             elif isinstance(action, Connecting):
                 self._connect(action.connect)
+                if LEARNING in self._holds:
+                    self._deferred = actions[index + 1 :]
+                    return
             elif isinstance(action, Reply):
                 self._write(action.data)
             elif isinstance(action, Subscribing):
@@ -291,7 +306,7 @@ class MqttConnection(asyncio.Protocol):
         device = self.identity.device if self.identity else ""
         self._door.refusals.note(reason, detail=detail, device=device, address=self.address)
 
-    def _connect(self, connect: Connect) -> None:
+    def _connect(self, connect: Connect, *, learnt: bool = False) -> None:
         door = self._door
         try:
             if door.stopping or len(door.connections) > door.connections_max:
@@ -299,11 +314,26 @@ class MqttConnection(asyncio.Protocol):
                 raise Refused("connections_max", said, hint="raise [gateway] connections_max", connack=UNAVAILABLE)
             admitted = door.admission.connect(connect)
         except Refused as exc:
+            if exc.reason in STALE and not learnt:
+                self.hold(LEARNING)
+                door.spawn(asyncio.create_task(self._learn(connect)))
+                return
             door.refusals.note(exc.reason, detail=exc.message, device=connect.client_id[:128], address=self.address)
             self._write(self._machine.refuse(exc.connack))
             self.close(exc.reason)
             return
         self._admit(connect, admitted)
+
+    async def _learn(self, connect: Connect) -> None:
+        """A device may have been made a moment ago: it is refused only when the registry itself does not let it in."""
+        await self._door.admission.learn()
+        if self._closing_at is not None:
+            return
+        self._connect(connect, learnt=True)
+        deferred, self._deferred = self._deferred, []
+        self.go_on(LEARNING)
+        if self._closing_at is None:
+            self._act(deferred)
 
     def _admit(self, connect: Connect, admitted: Admitted) -> None:
         identity = self.identity = admitted.identity

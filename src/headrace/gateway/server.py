@@ -25,6 +25,7 @@ from headrace.devices.model import Device
 from headrace.docstore.contract import DocStore
 from headrace.eventlog.contract import EventLog
 from headrace.gateway.admission import Admission
+from headrace.gateway.admission import Directory as Admitting
 from headrace.gateway.http import HttpDoor
 from headrace.gateway.ingress import Ingress
 from headrace.gateway.limits import RateLimit
@@ -44,12 +45,10 @@ HTTP_REQUESTS_MAX = 1000  # each may hold a message in memory; above it uvicorn 
 log = structlog.get_logger()
 
 
-class Directory(Protocol):
+class Directory(Admitting, Protocol):
     """What the gateway needs of devices.queries.DeviceDirectory; somebody else keeps it current."""
 
     on_change: list[Callable[[str, Device | None], None]]
-
-    def get(self, id: str) -> Device | None: ...
 
 
 class Authority(Protocol):
