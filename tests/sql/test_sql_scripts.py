@@ -38,7 +38,7 @@ def listed(results: Results) -> list[dict[str, Any]]:
         ("SELECT a, COUNT(*) FROM r GROUP BY b, TumblingWindow(second, 1)", 1, 8, "a", "GROUP BY"),
         ("SELECT udf.ad(a, b) FROM r", 1, 8, "udf", "udf.add"),
         ("SELECT LEFT(a) FROM r", 1, 8, "LEFT", ""),
-        ("SELECT a FROM r CROSS APPLY GetArrayElements(r.x) AS e", 1, 17, "CROSS", ""),
+        ("SELECT l.a FROM l JOIN q ON l.a = q.a", 1, 19, "JOIN", "DATEDIFF"),
     ],
 )
 def test_an_error_says_where_and_what_to_do(script: str, line: int, column: int, text: str, hint: str) -> None:

@@ -26,6 +26,7 @@ from headrace.sql.evaluate import Eval, Frame, apply, bits, truth
 from headrace.sql.functions.conversion import cast_to
 from headrace.sql.functions.text import like_pattern
 from headrace.sql.functions.user import UserFunction
+from headrace.sql.rows import ABSENT
 from headrace.sql.scope import Scope, fail, field_of, unsupported
 from headrace.sql.spec import Scalar
 from headrace.sql.units import PARTS, TICKS
@@ -280,10 +281,25 @@ class Binder:
                     hint=nearest(first.at.text, PARTS) or "year, day, …",
                 )
             args.append(lambda frame: Constant(frame.rows, part))
-        args += [self.bind(arg) for arg in given]
+        args += [self._instant(arg) if spec.name == "datediff" else self.bind(arg) for arg in given]
         if not spec.kernels:
             self.per_row.add(spec.name.upper())
         return lambda frame: apply(frame, spec, [arg(frame) for arg in args])
+
+    def _instant(self, node: tree.Node) -> Eval:
+        """An argument of DATEDIFF: the name of a source means its event's timestamp."""
+        if self.place == "group" or not isinstance(node, tree.Name):
+            return self.bind(node)
+        at, path = self.scope.resolve(node)
+        if at is None or path:
+            return self.bind(node)
+        index = at
+
+        def read(frame: Frame) -> Column:
+            times = frame.sources[index].times
+            return values.of(DATETIME, times, times != ABSENT)
+
+        return read
 
     def _unknown(self, node: tree.Call) -> NoReturn:
         known = [*scalars(), *aggregates(), *ANALYTIC, *self.functions, "coalesce", "getmetadatapropertyvalue"]

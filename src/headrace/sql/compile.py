@@ -12,9 +12,12 @@ from headrace.sql import tree
 from headrace.sql.bind import Binder
 from headrace.sql.evaluate import Eval
 from headrace.sql.functions.user import UserFunction
+from headrace.sql.join_bounds import time_bound
+from headrace.sql.operators.apply import COLUMNS, ApplyStage
 from headrace.sql.operators.reference_join import ReferenceJoin
 from headrace.sql.operators.select import SelectColumn, SelectPlan
-from headrace.sql.plan import InputNode, Plan, PlanNode, SelectNode, UnionNode
+from headrace.sql.operators.stream_join import Bound, StreamJoin, reach_after
+from headrace.sql.plan import FromNode, InputNode, JoinNode, Plan, PlanNode, SelectNode, UnionNode
 from headrace.sql.scope import Scope, ScopeSource, fail, unsupported
 from headrace.sql.script import parse_script
 from headrace.sql.show import show
@@ -36,11 +39,14 @@ class _Compiler:
         self.nodes: list[PlanNode] = []
         self.steps: dict[str, int] = {}  # lower-case step name -> node
         self.inputs: dict[tuple[str, object], int] = {}
+        self.tables: dict[str, tuple[tuple[str, str], ...]] = {}  # lower-case name -> declared columns
 
     def compile(self) -> Plan:
         script = parse_script(self.text)
-        if script.tables:
-            unsupported(script.tables[0].at, "CREATE TABLE")
+        for table in script.tables:
+            if table.name.lower() in self.tables:
+                fail(table.at, f"there are two CREATE TABLE for {table.name!r}")
+            self.tables[table.name.lower()] = table.columns
         for step in script.steps:
             if self._reference(step.name):
                 fail(step.at, f"{step.name!r} is reference data and a step", hint="rename the step")
@@ -51,7 +57,9 @@ class _Compiler:
         for query in script.queries:
             statements += self._statement(query)
         self._spread_wants(statements)
-        return Plan(self.text, self.nodes, statements, self.used_references, script)
+        plan = Plan(self.text, self.nodes, statements, self.used_references, script)
+        plan.tables = self.tables
+        return plan
 
     def _statement(self, query: tree.Query) -> list[tuple[str, int]]:
         outputs = {select.into or "" for select in query.selects}
@@ -112,18 +120,22 @@ class _Compiler:
         found = (source.name, tree.key(source.timestamp) if source.timestamp else None)
         if found in self.inputs:
             return self.inputs[found]
-        node = InputNode(f"input {source.name}", input=source.name)
+        declared = self.tables.get(source.name.lower(), ())
+        node = InputNode(f"input {source.name}", input=source.name, declared=declared)
+        if declared:
+            node.columns = [name for name, _ in declared]
+            node.wants |= set(node.columns)
         if source.timestamp is not None:
             for part in tree.walk(source.timestamp):
                 if isinstance(part, tree.Call) and part.name == "system.timestamp":
                     fail(
                         part.at, "System.Timestamp() is not allowed in TIMESTAMP BY", hint="use a field of the payload"
                     )
-            scope = Scope([ScopeSource(source.alias, None)])
+            scope = Scope([ScopeSource(source.alias, node.columns)])
             node.timestamp = Binder(scope, self.functions).bind(source.timestamp)
             node.timestamp_text = show(source.timestamp)
             node.wants |= scope.sources[0].wants
-            node.whole = scope.sources[0].whole
+            node.whole |= scope.sources[0].whole
         self.inputs[found] = self._add(node)
         return self.inputs[found]
 
@@ -134,21 +146,106 @@ class _Compiler:
         scope = Scope([ScopeSource(select.source.alias, self.nodes[source].columns)])
         plan = SelectPlan()
         lines: list[str] = []
+        origins = {0: source}
+        self.reach = [0]
         for join in select.joins:
-            self._join(join, scope, plan, lines)
+            source = self._joined(join, source, scope, plan, lines, origins)
         binder = Binder(scope, self.functions)
         self._check_star(select)
         self._bind_rows(select, binder, plan)
         plan.analytics = binder.analytics
         plan.aggregates = binder.aggregates
-        node = SelectNode("select", [source], select=plan)
+        node = SelectNode("select", [source], select=plan, origins=origins)
         node.columns = self._columns(select, scope, plan)
         node.lines = _describe(select, plan, binder, lines)
-        for at, one in enumerate(scope.sources[:1]):
-            node.expression_wants[at] = one.wants
-            if one.whole:
+        for at in origins:
+            node.expression_wants[at] = scope.sources[at].wants
+            if scope.sources[at].whole:
                 node.expression_whole.add(at)
         return self._add(node)
+
+    def _joined(
+        self,
+        join: tree.Join | tree.Apply,
+        source: int,
+        scope: Scope,
+        plan: SelectPlan,
+        lines: list[str],
+        origins: dict[int, int],
+    ) -> int:
+        """One JOIN or APPLY; the node that the next one reads."""
+        if isinstance(join, tree.Apply):
+            self._apply(join, scope, plan, lines)
+            return source
+        if scope.named(join.source.alias) is not None:
+            fail(join.source.at, f"two sources are called {join.source.alias!r}", hint="give one an alias")
+        known = join.source.query is None and join.source.name.lower() not in self.steps
+        table = self._reference(join.source.name) if known else None
+        if table is not None:
+            self._join(join, table, scope, plan, lines)
+            return source
+        return self._stream_join(join, source, scope, plan, lines, origins)
+
+    def _apply(self, join: tree.Apply, scope: Scope, plan: SelectPlan, lines: list[str]) -> None:
+        if scope.named(join.alias) is not None:
+            fail(join.at, f"two sources are called {join.alias!r}", hint="give one another alias")
+        binder = Binder(scope, self.functions)
+        plan.joins.append(ApplyStage(join.function, join.outer, binder.bind(join.of)))
+        if binder.analytics:
+            fail(join.of.at, "analytic functions are not allowed in APPLY", hint="compute it in a step of WITH")
+        scope.sources.append(ScopeSource(join.alias, list(COLUMNS[join.function])))
+        self.reach.append(0)
+        lines.append(f"{'outer' if join.outer else 'cross'} apply {join.function}({show(join.of)}) as {join.alias}")
+
+    def _stream_join(
+        self, join: tree.Join, source: int, scope: Scope, plan: SelectPlan, lines: list[str], origins: dict[int, int]
+    ) -> int:
+        right = self._source(join.source)
+        scope.sources.append(ScopeSource(join.source.alias, self.nodes[right].columns))
+        position = len(scope.sources) - 1
+        bounds: list[Bound] = []
+        others: list[tree.Node] = []
+        for part in _conjuncts(join.on):
+            bound = time_bound(part, scope, position)
+            if bound is not None and bound.source in origins:
+                bounds.append(bound)
+            else:
+                others.append(part)
+        if not any(bound.low is not None and bound.high is not None for bound in bounds):
+            bounds = _closed(bounds)
+        if not any(bound.low is not None and bound.high is not None for bound in bounds):
+            hint = nearest(join.source.name, self.references) or "add DATEDIFF(second, a, b) BETWEEN 0 AND 5, say"
+            fail(join.at, f"the JOIN with {join.source.alias!r} has no time bound", hint=hint, code="sql.join")
+        left_keys, right_keys, residual = self._on(others, scope, position, join)
+        if plan.joins:
+            source = self._add(FromNode("reference join, apply", [source], stages=plan.joins))
+            plan.joins = []
+        made = StreamJoin(join.left, bounds, list(self.reach), left_keys, right_keys, residual)
+        self.reach = reach_after(self.reach, bounds)
+        origins[position] = right
+        how = "left " if join.left else ""
+        lines.append(f"{how}join stream {join.source.alias}: {show(join.on)}")
+        return self._add(JoinNode(f"{how}join with {join.source.alias}", [source, right], join=made))
+
+    def _on(
+        self, parts: list[tree.Node], scope: Scope, position: int, join: tree.Join
+    ) -> tuple[list[Eval], list[Eval], Eval | None]:
+        """Equal keys of both sides, and the rest of ON."""
+        left: list[Eval] = []
+        right: list[Eval] = []
+        rest: list[tree.Node] = []
+        binder = Binder(scope, self.functions)
+        for part in parts:
+            sides = _equality(part, scope, position)
+            if sides is None:
+                rest.append(part)
+            else:
+                left.append(binder.bind(sides[0]))
+                right.append(binder.bind(sides[1]))
+        residual = binder.bind(_together(rest)) if rest else None
+        if binder.analytics:
+            unsupported(join.at, "an analytic function in ON")
+        return left, right, residual
 
     @staticmethod
     def _check_star(select: tree.Select) -> None:
@@ -156,7 +253,7 @@ class _Compiler:
             if isinstance(item.of, tree.Star):
                 if select.grouped:
                     fail(item.at, "SELECT * is not allowed with GROUP BY", hint="name keys and aggregates")
-                if select.joins and not item.of.parts:
+                if not item.of.parts and any(isinstance(join, tree.Join) for join in select.joins):
                     fail(item.at, "SELECT * is not allowed with JOIN", hint="name the columns, or write source.*")
 
     def _bind_rows(self, select: tree.Select, binder: Binder, plan: SelectPlan) -> None:
@@ -174,7 +271,9 @@ class _Compiler:
             binder.window_ids = True
             self._refuse_plain_analytics(select, binder)
         for item in select.items:
-            plan.columns.append(self._item(item, binder))
+            every = isinstance(item.of, tree.Star) and not item.of.parts
+            for at in range(1 if not every else len(binder.scope.sources)):
+                plan.columns.append(SelectColumn("*", None, source=at) if every else self._item(item, binder))
         if select.having is not None:
             binder.aliases = {
                 item.alias.lower(): item.of for item in select.items if not isinstance(item.of, tree.Star)
@@ -193,9 +292,6 @@ class _Compiler:
         if not isinstance(item.of, tree.Star):
             return SelectColumn(item.alias, binder.bind(item.of))
         star = item.of
-        if not star.parts:
-            binder.scope.sources[0].whole = binder.scope.sources[0].whole  # passed on by _spread_wants
-            return SelectColumn("*", None, source=0)
         at = binder.scope.named(star.parts[0]) if len(star.parts) == 1 else None
         if at is not None:
             return SelectColumn("*", None, source=at)
@@ -216,34 +312,11 @@ class _Compiler:
 
     # -- JOIN with reference data
 
-    def _join(self, join: tree.Join | tree.Apply, scope: Scope, plan: SelectPlan, lines: list[str]) -> None:
-        if isinstance(join, tree.Apply):
-            unsupported(join.at, f"{'OUTER' if join.outer else 'CROSS'} APPLY")
-        table = self._reference(join.source.name) if join.source.query is None else None
-        if table is None or join.source.name.lower() in self.steps:
-            if not any(isinstance(node, tree.Call) and node.name == "datediff" for node in tree.walk(join.on)):
-                hint = nearest(join.source.name, self.references) or "add DATEDIFF(second, a, b) BETWEEN 0 AND 5, say"
-                fail(join.at, f"the JOIN with {join.source.alias!r} has no time bound", hint=hint, code="sql.join")
-            unsupported(join.at, "a JOIN of two streams")
+    def _join(self, join: tree.Join, table: str, scope: Scope, plan: SelectPlan, lines: list[str]) -> None:
         self._no_timestamp(join.source, "reference data")
-        if scope.named(join.source.alias) is not None:
-            fail(join.source.at, f"two sources are called {join.source.alias!r}", hint="give one an alias")
         scope.sources.append(ScopeSource(join.source.alias, None))
-        position = len(scope.sources) - 1
-        stream_keys: list[Eval] = []
-        table_keys: list[Eval] = []
-        rest: list[tree.Node] = []
-        binder = Binder(scope, self.functions)
-        for part in _conjuncts(join.on):
-            sides = _equality(part, scope, position)
-            if sides is None:
-                rest.append(part)
-            else:
-                stream_keys.append(binder.bind(sides[0]))
-                table_keys.append(binder.bind(sides[1]))
-        residual = binder.bind(_together(rest)) if rest else None
-        if binder.analytics:
-            unsupported(join.at, "an analytic function in ON")
+        self.reach.append(0)
+        stream_keys, table_keys, residual = self._on(_conjuncts(join.on), scope, len(scope.sources) - 1, join)
         plan.joins.append(ReferenceJoin(table, join.left, stream_keys, table_keys, residual))
         if table not in self.used_references:
             self.used_references.append(table)
@@ -265,13 +338,30 @@ class _Compiler:
                 self._pass_on(node)
 
     def _pass_on(self, node: SelectNode) -> None:
-        source = self.nodes[node.sources[0]]
-        source.wants |= node.expression_wants[0]
-        source.whole |= 0 in node.expression_whole
         explicit = {column.name for column in node.select.columns if column.of is not None}
-        if any(column.of is None and column.source == 0 and column.spread is None for column in node.select.columns):
-            source.wants |= node.wants - explicit
-            source.whole |= node.whole
+        for position, at in node.origins.items():
+            source = self.nodes[at]
+            source.wants |= node.expression_wants[position]
+            source.whole |= position in node.expression_whole
+            if any(
+                column.of is None and column.source == position and column.spread is None
+                for column in node.select.columns
+            ):
+                source.wants |= node.wants - explicit
+                source.whole |= node.whole
+
+
+def _closed(bounds: list[Bound]) -> list[Bound]:
+    """Bounds of one source and unit taken together: two one-sided conditions make a two-sided one."""
+    found: dict[tuple[int, int], Bound] = {}
+    for bound in bounds:
+        old = found.get((bound.source, bound.unit), Bound(bound.source, bound.unit, None, None))
+        lows = [low for low in (old.low, bound.low) if low is not None]
+        highs = [high for high in (old.high, bound.high) if high is not None]
+        found[bound.source, bound.unit] = Bound(
+            bound.source, bound.unit, max(lows, default=None), min(highs, default=None)
+        )
+    return list(found.values())
 
 
 def _conjuncts(node: tree.Node) -> list[tree.Node]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from headrace.sql import tree
 from headrace.sql.decode import Decoder
 from headrace.sql.evaluate import Eval
-from headrace.sql.operators.select import SelectPlan
+from headrace.sql.operators.select import SelectPlan, Stage
+from headrace.sql.operators.stream_join import StreamJoin
 
 
 @dataclass
@@ -31,13 +32,14 @@ class InputNode(PlanNode):
     input: str = ""
     timestamp: Eval | None = None
     timestamp_text: str = ""
+    declared: tuple[tuple[str, str], ...] = ()  # CREATE TABLE: names and types
 
 
 @dataclass
 class SelectNode(PlanNode):
     select: SelectPlan = field(default_factory=SelectPlan)
     lines: list[str] = field(default_factory=list)  # what EXPLAIN says, outermost stage first
-    passes: dict[int, set[str]] = field(default_factory=dict)  # source -> names hidden by explicit columns, for `*`
+    origins: dict[int, int] = field(default_factory=dict)  # source of the FROM clause -> node, for streams
     expression_wants: dict[int, set[str]] = field(default_factory=dict)
     expression_whole: set[int] = field(default_factory=set)
 
@@ -45,6 +47,20 @@ class SelectNode(PlanNode):
 @dataclass
 class UnionNode(PlanNode):
     pass
+
+
+@dataclass
+class FromNode(PlanNode):
+    """Reference joins and APPLY that stand before a JOIN of streams."""
+
+    stages: list[Stage] = field(default_factory=list)
+
+
+@dataclass
+class JoinNode(PlanNode):
+    """A JOIN of streams: the sources so far, and the new one."""
+
+    join: StreamJoin = field(default_factory=lambda: StreamJoin(False, [], [], [], [], None))
 
 
 class Plan:
@@ -63,6 +79,7 @@ class Plan:
         self.statements = outputs
         self.references = references
         self.script = script
+        self.tables: dict[str, tuple[tuple[str, str], ...]] = {}  # CREATE TABLE, by lower-case name
         self.inputs = list(dict.fromkeys(node.input for node in nodes if isinstance(node, InputNode)))
         self.outputs = list(dict.fromkeys(name for name, _ in outputs))
 

@@ -16,6 +16,9 @@ from headrace.sql import values
 from headrace.sql.decode import Payload, get_field
 from headrace.sql.values import RECORD, Column, Ints
 
+ABSENT = -(1 << 63)
+"""The time of a row that an outer join did not find."""
+
 
 class Spread(Protocol):
     """Fields by name, of as many rows as there are."""
@@ -122,8 +125,8 @@ class Rows:
         return values.of(RECORD, values.typed(RECORD, self.records()))
 
     def take(self, at: Ints) -> Rows:
-        """Rows by position; -1 gives a row of nulls (time 0)."""
-        times = np.where(at < 0, 0, self.times[at]) if self.rows else np.zeros(len(at), np.int64)
+        """Rows by position; -1 gives a row of nulls, whose time is ABSENT."""
+        times = np.where(at < 0, ABSENT, self.times[at]) if self.rows else np.full(len(at), ABSENT)
         items: list[Named | Spread] = []
         nulls = bool((at < 0).any())
         for item in self.items:
@@ -158,6 +161,30 @@ class Rows:
         for column in zip(*(piece.items for piece in pieces), strict=True):
             items.append(_concat_items(column))
         return Rows(times, items, origin)
+
+
+class Joined(Rows):
+    """Rows that several sources stand behind, side by side: what a join hands to the SELECT around it."""
+
+    __slots__ = ("sources",)
+
+    def __init__(self, times: Ints, sources: Sequence[Rows]) -> None:
+        super().__init__(times, [])
+        self.sources = list(sources)
+
+    def pick(self, at: Ints) -> Joined:
+        return Joined(self.times[at], [source.take(at) for source in self.sources])
+
+    def settled(self) -> Joined:
+        return Joined(self.times, [source.settle() for source in self.sources])
+
+    @staticmethod
+    def join(pieces: Sequence[Joined]) -> Joined:
+        """One after the other."""
+        times = np.concatenate([piece.times for piece in pieces])
+        return Joined(
+            times, [Rows.concat(list(same)) for same in zip(*(piece.sources for piece in pieces), strict=True)]
+        )
 
 
 def _shape(item: Named | Spread) -> str:

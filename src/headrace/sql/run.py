@@ -17,19 +17,25 @@ from headrace.core.errors import NotFound, UserError, nearest
 from headrace.core.flow import MAX_WATERMARK, MIN_WATERMARK, Watermark
 from headrace.core.identity import derived_event_id
 from headrace.core.schema import JSON_TYPE, LOG_SCHEMA, EventBatch
+from headrace.sql.declared import check, typed, typed_table
 from headrace.sql.decode import Payload
 from headrace.sql.errors import RowError
 from headrace.sql.evaluate import Frame
-from headrace.sql.operators.select import SelectOperator
+from headrace.sql.operators.select import SelectOperator, Stages
+from headrace.sql.operators.stream_join import StreamJoinOperator
 from headrace.sql.operators.timeline import Dropped, Policies, Timeline
 from headrace.sql.operators.union import UnionOperator
 from headrace.sql.output import OutputRows, Results, SetAsideRows
-from headrace.sql.plan import InputNode, Plan, SelectNode, UnionNode
+from headrace.sql.plan import FromNode, InputNode, JoinNode, Plan, SelectNode
 from headrace.sql.rows import Named, Rows
 from headrace.sql.state import bytes_table, pack, table_bytes, unpack
 
 __all__ = ["OutputRows", "Policies", "Results", "Run", "SetAsideRows"]
 _VERSION = 1
+_HELD = (StreamJoinOperator,)
+"""Operators whose results may be older than the mark of their sources: they say how far they are."""
+_BUFFERS = (UnionOperator, StreamJoinOperator)
+"""Operators that take rows by port and answer in `advance` alone."""
 
 
 class Run:
@@ -53,12 +59,19 @@ class Run:
         self.plan = plan
         self.on_error = on_error
         self.decoders = {name: plan.decoder(name) for name in plan.inputs}
-        self.operators: list[Timeline | SelectOperator | UnionOperator] = []
+        for name in plan.references:
+            if name.lower() in plan.tables:
+                tables[name] = typed_table(tables[name], plan.tables[name.lower()])
+        self.operators: list[Timeline | SelectOperator | UnionOperator | StreamJoinOperator | Stages] = []
         for node in plan.nodes:
             if isinstance(node, InputNode):
                 self.operators.append(Timeline(node.timestamp, policies or Policies(), self.decoders[node.input]))
             elif isinstance(node, SelectNode):
                 self.operators.append(SelectOperator(node.select, tables, self._on_faults))
+            elif isinstance(node, JoinNode):
+                self.operators.append(StreamJoinOperator(node.join, self._on_faults))
+            elif isinstance(node, FromNode):
+                self.operators.append(Stages(node.stages, tables, self._on_faults))
             else:
                 self.operators.append(UnionOperator(len(node.sources)))
         self.marks: list[Watermark] = [MIN_WATERMARK] * len(plan.nodes)
@@ -84,17 +97,22 @@ class Run:
         fresh: dict[int, Rows] = {}
         for at, timeline in self._timelines(input):
             self.rows_in[at] += payload.rows
-            rows, dropped = timeline.process(payload)
-            self._refuse(payload, dropped)
+            fitting = self._fitting(at, payload)
+            rows, dropped = timeline.process(fitting)
+            self._refuse(fitting, dropped)
             if rows is not None:
-                fresh[at] = rows
+                fresh[at] = self._declared(at, rows)
         return self._flow(fresh)
 
     def advance(self, input: str, arrival: int) -> Results:
         """No further event of `input` arrived up to `arrival` (ticks)."""
         self._check(input)
         self._input = input
-        fresh = {at: rows for at, timeline in self._timelines(input) if (rows := timeline.advance(arrival)) is not None}
+        fresh = {
+            at: self._declared(at, rows)
+            for at, timeline in self._timelines(input)
+            if (rows := timeline.advance(arrival)) is not None
+        }
         return self._flow(fresh)
 
     def finish(self) -> Results:
@@ -105,7 +123,7 @@ class Run:
             for at, timeline in self._timelines(input):
                 rows = timeline.finish()
                 if rows is not None:
-                    fresh[at] = rows
+                    fresh[at] = self._declared(at, rows)
         return self._flow(fresh)
 
     def _check(self, input: str) -> None:
@@ -118,6 +136,23 @@ class Run:
             for at, (node, operator) in enumerate(zip(self.plan.nodes, self.operators, strict=True))
             if isinstance(node, InputNode) and node.input == input and isinstance(operator, Timeline)
         ]
+
+    def _fitting(self, at: int, payload: Payload) -> Payload:
+        """The rows that fit CREATE TABLE; the others are set aside."""
+        node = self.plan.nodes[at]
+        assert isinstance(node, InputNode)
+        if not node.declared or payload.rows == 0:
+            return payload
+        bad, details = check(payload, node.declared)
+        if not len(bad):
+            return payload
+        self._aside.append(SetAsideRows(self._input, payload.take(bad).events(), "type_mismatch", details))
+        return payload.take(np.setdiff1d(np.arange(payload.rows), bad))
+
+    def _declared(self, at: int, rows: Rows) -> Rows:
+        node = self.plan.nodes[at]
+        assert isinstance(node, InputNode)
+        return typed(rows, node.declared) if node.declared else rows
 
     def _refuse(self, payload: Payload, dropped: list[Dropped]) -> None:
         for one in dropped:
@@ -132,7 +167,7 @@ class Run:
             else:
                 mark = min(self.marks[source] for source in node.sources)
                 pieces = self._step(operator, node, at, fresh, mark)
-                self.marks[at] = max(self.marks[at], mark)
+                self.marks[at] = max(self.marks[at], operator.mark if isinstance(operator, _HELD) else mark)
                 if pieces:
                     fresh[at] = Rows.concat(pieces)
             rows = fresh.get(at)
@@ -148,11 +183,15 @@ class Run:
             rows = fresh.get(source)
             if rows is not None:
                 self.rows_in[at] += rows.rows
-                if isinstance(node, UnionNode):
+                if isinstance(operator, _BUFFERS):
                     operator.process(rows, port)
+                elif isinstance(operator, Stages):
+                    pieces.append(operator.joined(rows))
                 else:
                     pieces.append(operator.process(rows))
-        if mark > self.marks[at] or isinstance(node, UnionNode):
+        if isinstance(operator, Stages):
+            return [rows for rows in pieces if rows is not None]
+        if mark > self.marks[at] or isinstance(operator, _BUFFERS):
             pieces.append(operator.advance(mark))
         return [rows for rows in pieces if rows is not None]
 
@@ -215,6 +254,8 @@ class Run:
         for operator in self.operators:
             if isinstance(operator, SelectOperator):
                 states.append(operator.snapshot())
+            elif isinstance(operator, Stages):
+                states.append([])
             else:
                 states.append([table_bytes(operator.snapshot())])
         return pack(
@@ -245,7 +286,7 @@ class Run:
         for operator, parts in zip(self.operators, found["states"], strict=True):
             if isinstance(operator, SelectOperator):
                 operator.restore(parts)
-            else:
+            elif not isinstance(operator, Stages):
                 operator.restore(bytes_table(parts[0]))
 
     def stats(self) -> dict[str, Any]:
@@ -254,6 +295,8 @@ class Run:
         for at, (node, operator) in enumerate(zip(self.plan.nodes, self.operators, strict=True)):
             if isinstance(operator, SelectOperator):
                 held = operator.state_rows()
+            elif isinstance(operator, Stages):
+                held = 0
             else:
                 held = operator.waiting_rows() if isinstance(operator, Timeline) else operator.rows()
             operators.append(

@@ -36,7 +36,7 @@ def table_rows(table: pa.Table) -> Rows:
     return Rows(np.zeros(table.num_rows, np.int64), columns)
 
 
-def _by_value(key: Key) -> Key:
+def by_value(key: Key) -> Key:
     """A key as comparison sees it: bits are 0 and 1."""
     if not any(isinstance(part, Frozen) for part in key):
         return key
@@ -55,7 +55,7 @@ class ReferenceJoinOperator:
         empty = Rows(self.rows.times, [])
         frame = Frame(self.rows.times, [*[empty] * position, self.rows])
         codes, keys = group([key(frame) for key in self.join.table_keys], self.rows.rows)
-        keys = [_by_value(key) for key in keys]
+        keys = [by_value(key) for key in keys]
         index: dict[Key, list[int]] = {key: [] for key in keys if None not in key}
         for row, code in enumerate(codes.tolist()):
             if keys[code] in index:
@@ -66,7 +66,7 @@ class ReferenceJoinOperator:
         if self.index is None:
             self.index = self._build(len(frame.sources))
         codes, keys = group([key(frame) for key in self.join.stream_keys], frame.rows)
-        found = [self.index.get(_by_value(key), []) if None not in key else [] for key in keys]
+        found = [self.index.get(by_value(key), []) if None not in key else [] for key in keys]
         lengths = np.array([len(rows) for rows in found], np.int64)
         per_row = lengths[codes] if len(lengths) else np.zeros(frame.rows, np.int64)
         stream_at = np.repeat(np.arange(frame.rows), per_row)

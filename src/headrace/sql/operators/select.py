@@ -19,11 +19,13 @@ from headrace.sql.bind import AggregateCall, AnalyticCall
 from headrace.sql.evaluate import Eval, Frame, truth
 from headrace.sql.keys import group
 from headrace.sql.operators.analytic import make_analytic
+from headrace.sql.operators.apply import ApplyStage
 from headrace.sql.operators.reference_join import ReferenceJoin, ReferenceJoinOperator
 from headrace.sql.operators.windows import GroupOperator
-from headrace.sql.rows import Named, Records, Rows, Spread
+from headrace.sql.rows import Joined, Named, Records, Rows, Spread
 from headrace.sql.state import bytes_table, table_bytes, thawed
 
+Stage = ReferenceJoin | ApplyStage
 OnFaults = Callable[[Frame], Frame]
 """Takes a frame with faults and gives back the rows without; stops the job instead where it should."""
 
@@ -42,7 +44,7 @@ class SelectColumn:
 class SelectPlan:
     """A SELECT, bound: everything an operator needs, and nothing that changes while it runs."""
 
-    joins: list[ReferenceJoin] = field(default_factory=list)
+    joins: list[Stage] = field(default_factory=list)
     analytics: list[AnalyticCall] = field(default_factory=list)
     where: Eval | None = None
     keys: list[Eval] = field(default_factory=list)
@@ -57,11 +59,35 @@ class SelectPlan:
         return bool(self.windows)
 
 
+class Stages:
+    """Reference joins and APPLY, one after the other. They hold nothing back and have no state."""
+
+    def __init__(self, stages: Sequence[Stage], references: Mapping[str, pa.Table], on_faults: OnFaults) -> None:
+        self.on_faults = on_faults
+        self.stages = [
+            ReferenceJoinOperator(stage, references[stage.table]) if isinstance(stage, ReferenceJoin) else stage
+            for stage in stages
+        ]
+
+    def process(self, rows: Rows) -> Frame:
+        frame = Frame(rows.times, rows.sources if isinstance(rows, Joined) else [rows])
+        for stage in self.stages:
+            frame = stage.process(frame)
+            if frame.faults:
+                frame = self.on_faults(frame)
+        return frame
+
+    def joined(self, rows: Rows) -> Joined | None:
+        """The same as rows, for a join to come."""
+        frame = self.process(rows)
+        return Joined(frame.times, frame.sources) if frame.rows else None
+
+
 class SelectOperator:
     def __init__(self, plan: SelectPlan, references: Mapping[str, pa.Table], on_faults: OnFaults) -> None:
         self.plan = plan
         self.on_faults = on_faults
-        self.joins = [ReferenceJoinOperator(join, references[join.table]) for join in plan.joins]
+        self.stages = Stages(plan.joins, references, on_faults)
         self.analytics = [make_analytic(call) for call in plan.analytics]
         self.group = GroupOperator(plan.windows, self._accumulators) if plan.grouped else None
         self.mark: Watermark = MIN_WATERMARK
@@ -71,9 +97,7 @@ class SelectOperator:
 
     def process(self, rows: Rows) -> Rows | None:
         """Rows in time order. Groups answer later, in `advance`."""
-        frame = Frame(rows.times, [rows])
-        for join in self.joins:
-            frame = self._checked(join.process(frame))
+        frame = self.stages.process(rows)
         if self.analytics:
             frame.extra = [analytic.process(frame) for analytic in self.analytics]
             frame = self._checked(frame)
