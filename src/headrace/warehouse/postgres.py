@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 _IDLE_MAX = 4
 _REFUSED = ("password authentication failed", "no password supplied", "no pg_hba.conf entry", "role", "database")
+_NOT_YET = "the database system is"  # starting up, shutting down, in recovery mode, not yet accepting connections
 
 
 class PostgresWarehouse:
@@ -169,7 +170,7 @@ def _no_table(table: str, known: Iterable[str]) -> UserError:
 
 def _not_connected(exc: psycopg.OperationalError) -> HeadraceError:
     text = " ".join(str(exc).split())
-    if "FATAL" in text and any(reason in text for reason in _REFUSED) and "starting up" not in text:
+    if "FATAL" in text and any(reason in text for reason in _REFUSED) and _NOT_YET not in text:
         return UserError(
             f"PostgreSQL refused the connection: {text}",
             hint="check user, password and database in [warehouse] url",
