@@ -241,7 +241,18 @@ async def status() -> dict[str, Any]:
             },
             {"name": "alerts", "state": "running", "pid": 4105, "cpu": 1.8, "memory": 71_000_000, "lag": 0},
             {"name": "web", "state": "running", "pid": 4106, "cpu": 3.5, "memory": 128_000_000, "lag": 0},
-        ]
+        ],
+        "work": [
+            {
+                "name": "machines",
+                "stream": "telemetry",
+                "state": "running",
+                "rows": 728_400,
+                "set_aside": 12,
+                "lag": 80,
+            },
+            {"name": "lake:telemetry", "stream": "telemetry", "state": "running", "rows": 727_200, "lag": 1200},
+        ],
     }
 
 

@@ -13,7 +13,7 @@ from plant import Incidents, Plant, ShiftedClock, backfill, services_of, set_som
 
 from headrace.alerts.incidents import IncidentStore
 from headrace.alerts.model import Incident
-from headrace.core.clock import TICKS_PER_S
+from headrace.core.clock import TICKS_PER_S, ManualClock
 from headrace.core.errors import Unavailable
 from headrace.core.schema import event_batch
 from headrace.docstore.memory import MemoryDocStore
@@ -22,6 +22,7 @@ from headrace.web import security
 from headrace.web.alerts import alert_of, worst_by_entity
 from headrace.web.app import create_app
 from headrace.web.serve import serve
+from headrace.web.shared import Shared
 from headrace.web.threads import Threads
 
 EVIL = "<img src=x onerror=alert(1)>/\"'&é"
@@ -309,6 +310,20 @@ async def test_a_port_that_is_taken_is_named() -> None:
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await serving
+
+
+async def test_a_report_is_made_once_for_all_who_ask_together_and_again_when_it_is_old() -> None:
+    clock, made = ManualClock(), []
+
+    async def report() -> dict[str, int]:
+        made.append(1)
+        await asyncio.sleep(0)
+        return {"n": len(made)}
+
+    shared = Shared(report, clock, age_s=5.0)
+    assert await asyncio.gather(shared.get(), shared.get(), shared.get()) == [{"n": 1}] * 3
+    clock.advance(6)
+    assert await shared.get() == {"n": 2}
 
 
 async def test_only_so_many_queries_run_at_once() -> None:

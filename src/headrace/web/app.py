@@ -28,6 +28,7 @@ from headrace.web.live import LiveHub
 from headrace.web.pages import handlers as pages
 from headrace.web.queries import fleet, history, live, operations
 from headrace.web.services import WebServices
+from headrace.web.shared import Shared
 from headrace.web.status import known_streams
 from headrace.web.threads import Threads
 
@@ -92,6 +93,8 @@ def create_app(services: WebServices, *, linger_s: float = 0.05, tick_s: float =
             "hub": hub,
             "room": room,
             "threads": Threads(),
+            "ledger": Shared(services.ledger_report, services.clock, age_s=5.0),
+            "status": Shared(services.status, services.clock, age_s=1.0),
             "known_streams": known,
         }
     )

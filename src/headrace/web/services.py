@@ -59,10 +59,11 @@ Report = Callable[[], Awaitable[Mapping[str, Any]]]
 class WebServices:
     """Everything the console works with.
 
-    `status` answers `{"parts": [{name, state, pid, cpu (percent), memory (bytes), lag (rows), detail}]}`, all but the name
-    optional; `ledger_report` answers `{"balanced", "stages": [{stage, stream, partition, rows_in, rows_out, set_aside, gap,
-    pending, counted}]}`. Documents of collection `fields` ({unit, label, digits}) and `sites` ({title, place}), where
-    they exist, tell the pages what to write beside a number or a site.
+    `status` answers `{"parts": [{name, state, pid, cpu (percent), memory (bytes), lag (rows), detail}], "work": [{name,
+    stream, state, rows, set_aside, lag, error}]}`, all but the names optional; `ledger_report` answers `{"balanced",
+    "stages": [{stage, stream, partition, rows_in, rows_out, set_aside, gap, pending, counted}]}`. Documents of collection
+    `fields` ({unit, label, digits}) and `sites` ({title, place}), where they exist, tell the pages what to write beside a
+    number or a site.
     """
 
     log: EventLog

@@ -19,12 +19,12 @@ BODY_MAX = 2000
 
 @get("/api/ledger", summary="What came in, went out and was set aside, by stage", tags=["operations"])
 async def ledger(state: State) -> dict[str, Any]:
-    return dict(await state.services.ledger_report())
+    return dict(await state.ledger.get())
 
 
 @get("/api/status", summary="Parts: state, process, CPU, memory, lag", tags=["operations"])
 async def status(state: State) -> dict[str, Any]:
-    found: Mapping[str, Any] = await state.services.status()
+    found: Mapping[str, Any] = await state.status.get()
     problems = state.hub.problems()
     if state.room.alerts_problem:
         problems["alerts"] = state.room.alerts_problem

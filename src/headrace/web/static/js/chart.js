@@ -48,7 +48,7 @@ export class Panel {
   build() {
     this.chart?.destroy();
     const colours = paints();
-    const line = { stroke: colours.series, width: 1.5, points: { show: false }, spanGaps: true, gaps: silences };
+    const line = { stroke: colours.series, width: 1.5, points: { show: false }, spanGaps: false, gaps: silences };
     const edge = { ...line, stroke: "transparent", width: 0 };
     this.chart = new uPlot(
       {
@@ -59,7 +59,7 @@ export class Panel {
         tzDate: (seconds) => (document.documentElement.dataset.zone === "utc" ? uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC") : new Date(seconds * 1000)),
         cursor: { sync: { key: sync.key, setSeries: false }, y: false, points: { size: 7, fill: colours.series, stroke: colours.surface }, drag: { x: false, y: false } },
         scales: { x: { time: true, range: (_, low, high) => this.range ?? [low ?? 0, high ?? 1] }, y: { range: (_, low, high) => roomy(low, high) } },
-        axes: [axis(colours, { space: 70, size: 26, values: (_, splits) => ticks(splits) }), axis(colours, { space: 34, size: 52, values: (_, splits) => splits.map((value) => this.tick(value)) })],
+        axes: [axis(colours, { space: 70, size: 26, values: (_, splits) => ticks(splits) }), axis(colours, { space: 34, size: (_, labels) => roomFor(labels), values: (_, splits) => splits.map((value) => this.tick(value)) })],
         series: [{}, line, ...(this.band ? [edge, edge] : [])],
         bands: this.band ? [{ series: [2, 3], fill: colours["series-soft"] }] : [],
         hooks: { draw: [(chart) => this.drawMarks(chart, colours)], setCursor: [(chart) => this.showValue(chart.cursor.idx)] },
@@ -153,9 +153,15 @@ function axis(colours, options) {
   return { stroke: colours.muted, font: FONT, grid: { stroke: colours.grid, width: 1 }, ticks: { show: false }, border: { show: false }, gap: 6, ...options };
 }
 
+// Pixels that an axis needs for its longest label.
+function roomFor(labels) {
+  const longest = Math.max(0, ...(labels ?? []).map((label) => label.length));
+  return Math.max(48, 16 + longest * 6.4);
+}
+
 function roomy(low, high) {
   if (low === null || high === null) return [0, 1];
-  const pad = Math.max((high - low) * 0.12, Math.abs(high) * 0.005, 1e-6);
+  const pad = high === low ? Math.abs(high) * 0.1 || 1 : Math.max((high - low) * 0.12, Math.abs(high) * 0.005);
   return [low >= 0 && low - pad < 0 ? 0 : low - pad, high + pad];
 }
 
@@ -172,7 +178,8 @@ function nearest(values, index) {
   return null;
 }
 
-// A pause far longer than usual is a gap in the line: a machine that was silent did not glide from one value to the next.
+// Of a row that lacks this field uPlot would make a gap; the line goes on over it. A pause far longer than
+// usual is a gap: a machine that was silent did not glide from one value to the next.
 function silences(chart, seriesIndex, first, last) {
   const t = chart.data[0];
   const values = chart.data[seriesIndex];

@@ -8,7 +8,7 @@ const compact = new Intl.NumberFormat("en-GB", { notation: "compact", maximumSig
 
 export function number(value, digits) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  if (digits !== undefined) return value.toFixed(digits);
+  if (digits !== undefined) return fixed(value, digits);
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-4 || size >= 1e12)) return value.toExponential(2);
   return size >= 1000 ? whole.format(value) : significant.format(value);
@@ -27,6 +27,13 @@ export function steady(value) {
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return size >= 1e6 ? compact.format(value) : value.toExponential(1);
   return size >= 1000 ? whole.format(value) : value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2);
+}
+
+const fixedFormats = new Map();
+
+function fixed(value, digits) {
+  if (!fixedFormats.has(digits)) fixedFormats.set(digits, new Intl.NumberFormat("en-GB", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  return fixedFormats.get(digits).format(value);
 }
 
 export const count = (value) => (value === null || value === undefined ? "–" : whole.format(value));

@@ -14,6 +14,7 @@ const { entity, ...streams } = { ...byId("machine").dataset };
 const ROLES = ["telemetry", "scored", "aggregates", "anomalies"].filter((role) => streams[role]);
 const LIFE = /^(?:rul|remaining)/i;
 const ANOMALIES_SHOWN = 12;
+const SPAN_MIN_S = 60;
 
 let seconds = 900;
 let link = null;
@@ -91,13 +92,20 @@ function take(points) {
 function draw(role = null) {
   const last = Math.max(...ROLES.map((one) => series[one].t.at(-1) ?? 0));
   const end = Math.max(Date.now() / 1000, last);
+  const range = [end - shownSpan(end), end];
   for (const [name, set] of Object.entries(panels)) {
-    set.setRange([end - seconds, end]);
+    set.setRange(range);
     if (!role || role === name || role === "tick") set.refresh();
   }
   if (!role || role === "anomalies" || role === "telemetry") drawAnomalies();
   if (!role || role === "telemetry") drawLast();
   if (!role || role === "scored") drawLife();
+}
+
+// A machine that is younger than the time range fills its charts all the same.
+function shownSpan(end) {
+  const first = Math.min(...ROLES.map((one) => series[one].t[0] ?? Infinity));
+  return Math.min(seconds, Math.max(SPAN_MIN_S, (end - first) * 1.02));
 }
 
 function drawAnomalies() {

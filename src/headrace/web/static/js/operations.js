@@ -5,7 +5,7 @@ import { byId, el, notice, setText } from "./dom.js";
 import { bytes, count, number, plural, stamp, stampZoned } from "./format.js";
 import { NULL, fill, saying } from "./table.js";
 
-const EVERY_MS = 3000;
+const EVERY_MS = 5000;
 const STATES = { running: "ok", ready: "ok", starting: "quiet", stopped: "quiet", disabled: "quiet", degraded: "warning", retrying: "warning", failed: "critical", crashed: "critical" };
 const opened = new Set();
 
@@ -72,8 +72,23 @@ function drawParts(report) {
     el("td", { class: "n" }, part.pid ? String(part.pid) : NULL()),
   ]);
   fill(byId("parts"), [{ name: "Part" }, { name: "State" }, { name: "CPU", numeric: true }, { name: "Memory", numeric: true }, { name: "Events behind", numeric: true }, { name: "Process", numeric: true }], rows);
+  drawWork(report.work ?? []);
   const problems = Object.entries(report.console?.problems ?? {});
   notice(byId("notice"), problems.map(([name, text]) => `${name}: ${text}`).join(" · "), "problem");
+}
+
+// What runs inside the parts: jobs and functions with how far behind each is.
+function drawWork(work) {
+  byId("work-card").hidden = !work.length;
+  const rows = work.map((one) => [
+    el("td", {}, one.name, one.error ? el("span", { class: "why" }, one.error) : null),
+    one.stream || null,
+    el("td", {}, el("span", { class: "state", "data-state": STATES[one.state] ?? "quiet" }, el("i", { class: "glyph" }), one.state ?? "unknown")),
+    amount(one.rows),
+    amount(one.set_aside),
+    amount(one.lag),
+  ]);
+  fill(byId("work"), [{ name: "Job or function" }, { name: "Stream" }, { name: "State" }, ...["Events done", "Set aside", "Events behind"].map((name) => ({ name, numeric: true }))], rows);
 }
 
 function drawStreams(streams) {
@@ -96,6 +111,7 @@ const SOURCES = [
 ];
 
 async function refresh() {
+  if (document.hidden) return setTimeout(refresh, EVERY_MS);
   const failed = [];
   await Promise.all(
     SOURCES.map(async ([path, draw, table]) => {
