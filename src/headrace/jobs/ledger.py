@@ -26,6 +26,7 @@ Counts = dict[tuple[str, int], int]
 """Rows by (stream, partition)."""
 
 _SETTLE_S = 0.2
+_SETTLE_MAX_S = 2.0
 _SETTLE_TRIES = 10
 
 
@@ -87,27 +88,28 @@ class LedgerReport:
         will have in a moment; such a look is repeated a few times, a gap that stays is reported.
         """
         end = self._clock.monotonic() + wait_s
-        tries = 0
-        while True:
+        await self.drained(timeout_s=wait_s)
+        pause_s = _SETTLE_S
+        for look in range(1, _SETTLE_TRIES + 1):
             stages = await self._stages()
-            pending = sum(row.pending for row in stages)
             balanced = all(row.gap == 0 for row in stages)
-            tries += 0 if balanced else 1
-            waiting = self._clock.monotonic() < end and (pending > 0 or not balanced)
-            moving = not balanced and tries < _SETTLE_TRIES
-            if not waiting and not (moving and await self._moves(stages)):
-                return {
-                    "balanced": balanced,
-                    "pending": pending,
-                    "stages": [msgspec.to_builtins(row) for row in stages],
-                }
-            await self._clock.sleep(_SETTLE_S)
+            if balanced or look == _SETTLE_TRIES:
+                break
+            if self._clock.monotonic() >= end and not await self._moves(stages):
+                break
+            await self._clock.sleep(pause_s)
+            pause_s = min(2 * pause_s, _SETTLE_MAX_S)
+        return {
+            "balanced": balanced,
+            "pending": sum(row.pending for row in stages),
+            "stages": [msgspec.to_builtins(row) for row in stages],
+        }
 
     async def drained(self, *, timeout_s: float) -> bool:
-        """Wait until every stage has consumed all that is in the log; False when that took longer."""
+        """Wait until every stage has consumed all that is in the log; False when that took longer. Counts no sink."""
         end = self._clock.monotonic() + timeout_s
         while True:
-            if sum(row.pending for row in await self._stages()) == 0:
+            if sum(row.pending for row in await self._stages(counted=False)) == 0:
                 return True
             if self._clock.monotonic() >= end:
                 return False
@@ -118,7 +120,7 @@ class LedgerReport:
         await self._clock.sleep(_SETTLE_S)
         return await self._stages() != stages
 
-    async def _stages(self) -> list[StageRow]:
+    async def _stages(self, *, counted: bool = True) -> list[StageRow]:
         # The books first: what is stored while we count then shows as too many rows out, never as rows lost.
         totals = await self._ledger.totals()
         streams = {stream: await self._log.stats(stream) for stream in await self._log.streams()}
@@ -132,7 +134,7 @@ class LedgerReport:
             else:
                 groups.setdefault((entry.stage, entry.stream), {})[entry.partition] = entry
         for key in sorted(groups):
-            counts = await _counted(sinks.get(key))
+            counts = await _counted(sinks.get(key)) if counted else None
             rows += _consumed(*key, groups[key], streams.get(key[1]), counts, sinks.get(key))
         busy = {row.stage.removeprefix("job:") for row in rows if row.stage.startswith("job:") and row.pending}
         return rows + _outputs(handed, streams, self._shared, busy)
