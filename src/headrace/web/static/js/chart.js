@@ -59,7 +59,7 @@ export class Panel {
         tzDate: (seconds) => (document.documentElement.dataset.zone === "utc" ? uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC") : new Date(seconds * 1000)),
         cursor: { sync: { key: sync.key, setSeries: false }, y: false, points: { size: 7, fill: colours.series, stroke: colours.surface }, drag: { x: false, y: false } },
         scales: { x: { time: true, range: (_, low, high) => this.range ?? [low ?? 0, high ?? 1] }, y: { range: (_, low, high) => roomy(low, high) } },
-        axes: [axis(colours, { space: 70, size: 26, values: (_, splits) => ticks(splits) }), axis(colours, { space: 34, size: (_, labels) => roomFor(labels), values: (_, splits) => splits.map((value) => this.tick(value)) })],
+        axes: [axis(colours, { space: 50, size: 26, values: (_, splits) => ticks(splits) }), axis(colours, { space: 34, size: (_, labels) => roomFor(labels), values: (_, splits) => splits.map((value) => this.tick(value)) })],
         series: [{}, line, ...(this.band ? [edge, edge] : [])],
         bands: this.band ? [{ series: [2, 3], fill: colours["series-soft"] }] : [],
         hooks: { draw: [(chart) => this.drawMarks(chart, colours)], setCursor: [(chart) => this.showValue(chart.cursor.idx)] },
