@@ -195,7 +195,9 @@ def test_a_path_that_is_not_there_has_no_devices(tmp_path: Path) -> None:
         open_files(tmp_path / "none")
 
 
-@pytest.mark.parametrize(("rows", "devices", "window_s"), [(60, 1, 5), (400, 1, 10), (400, 2, 5), (10_000, 4, 10)])
+@pytest.mark.parametrize(
+    ("rows", "devices", "window_s"), [(60, 1, 5), (400, 1, 10), (400, 2, 5), (10_000, 4, 10), (20_631, 100, 5)]
+)
 def test_windows_are_sized_so_that_a_device_has_enough_of_them(rows: int, devices: int, window_s: int) -> None:
     found = Profile(fields=(("x",),), time_sql="ts", spacing_s=1.0, devices=devices, rows=rows)
     assert window_of(found, play_s=60) == window_s

@@ -45,7 +45,7 @@ def window_of(found: Profile, *, play_s: float) -> int:
     each = found.rows / found.devices
     spacing_s = found.spacing_s if found.time_sql else play_s / each
     wanted = spacing_s * min(READINGS_A_WINDOW, max(READINGS_MIN, each / WINDOWS_A_DEVICE))
-    return next((size for size in SIZES_S if size >= wanted), SIZES_S[-1])
+    return next((size for size in SIZES_S if size >= 0.8 * wanted), SIZES_S[-1])
 
 
 def script(found: Profile, window_s: int) -> str:
