@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import gc
 import signal
 import socket
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import structlog
@@ -15,8 +19,13 @@ from headrace import assembly
 from headrace.cli.session import ProjectOption, run
 from headrace.core import runstate
 from headrace.core.config import Project, load_project
-from headrace.core.errors import HeadraceError
+from headrace.core.errors import Conflict, HeadraceError
 from headrace.core.observe import logs
+
+PREDECESSOR_S = 30.0
+"""How long to wait for one of the same part that is still stopping."""
+GC_ALLOCATIONS = 20_000
+"""Objects made before Python looks for garbage cycles: batches make thousands of short-lived ones, and no cycles."""
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +46,34 @@ def serve(
 async def serve_part(project: Project, part: str) -> None:
     """Run a part, keep its run file true, and stop it gracefully when asked."""
     logs.setup(part, level=project.settings.logs.level)
+    async with alone(project, part):
+        await _serve(project, part)
+
+
+@contextlib.asynccontextmanager
+async def alone(project: Project, part: str, *, wait_s: float = PREDECESSOR_S) -> AsyncIterator[None]:
+    """Hold the part's lock, which the kernel takes from the dead. Raises Conflict when another keeps it.
+
+    When a supervisor is killed its parts still finish what they do, for seconds. Started again meanwhile, two of a kind
+    would write one journal, and the old one's last act would be to remove the new one's run file.
+    """
+    path = project.state_folder("run") / f"{part}.lock"
+    deadline = asyncio.get_running_loop().time() + wait_s
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as exc:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise Conflict(
+                        f"another {part} of {project.folder} runs", hint="see `headrace status`; stop that one first"
+                    ) from exc
+            await asyncio.sleep(0.05)
+        yield
+
+
+async def _serve(project: Project, part: str) -> None:
     log = structlog.get_logger()
     state = runstate.own_state(part)
     runstate.write(project, state)
@@ -49,6 +86,7 @@ async def serve_part(project: Project, part: str) -> None:
     start_http_server(port, "127.0.0.1", registry=platform.metrics.registry)
 
     def ready(addresses: dict[str, str]) -> None:
+        _settle_memory()
         state.state = "ready"
         state.addresses = {**addresses, "metrics": f"http://127.0.0.1:{port}/metrics"}
         runstate.write(project, state)
@@ -67,6 +105,13 @@ async def serve_part(project: Project, part: str) -> None:
         await platform.close()
     log.info("part.stopped")
     runstate.forget(project, part)
+
+
+def _settle_memory() -> None:
+    """What was loaded so far stays for good: never look through it for garbage again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
 def _free_port() -> int:
