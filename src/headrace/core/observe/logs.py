@@ -7,19 +7,26 @@ import sys
 from typing import TextIO
 
 import structlog
+import structlog.tracebacks
 
 
 def setup(part: str, *, level: str = "info", stream: TextIO | None = None) -> None:
     """Configure logging of this process once; `part` is bound to every line."""
     out = stream or sys.stderr
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    render = structlog.dev.ConsoleRenderer() if out.isatty() else structlog.processors.JSONRenderer()
+    for_people = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    render = for_people if out.isatty() else structlog.processors.JSONRenderer()
+    # Tracebacks without the values of variables: those are payloads, keys and queries.
+    tracebacks = structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    )
+    traced = [] if out.isatty() else [tracebacks]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks,
+            *traced,
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
