@@ -25,25 +25,15 @@ from headrace.sql.convert import text as as_text
 from headrace.sql.evaluate import Eval, Frame, apply, bits, truth
 from headrace.sql.functions.conversion import cast_to
 from headrace.sql.functions.text import like_pattern
-from headrace.sql.functions.user import UserFunction
+from headrace.sql.functions.user import UserFunction, as_aggregate, as_scalar
 from headrace.sql.rows import ABSENT
-from headrace.sql.scope import Scope, fail, field_of, unsupported
+from headrace.sql.scope import Scope, fail, field_of
 from headrace.sql.spec import Scalar
 from headrace.sql.units import PARTS, TICKS
 from headrace.sql.values import DATETIME, TEXT, Column, Constant
 
 ANALYTIC = ("lag", "last", "isfirst", "anomalydetection_spikeanddip", "anomalydetection_changepoint")
 OVER_AGGREGATES = ("count", "sum", "avg", "min", "max", "collect", "topone", "collecttop")
-LATER = {
-    "createpoint": "geospatial functions",
-    "createlinestring": "geospatial functions",
-    "createpolygon": "geospatial functions",
-    "st_distance": "geospatial functions",
-    "st_within": "geospatial functions",
-    "st_overlaps": "geospatial functions",
-    "st_intersects": "geospatial functions",
-}
-"""Functions of the language that are still to come: refused by name, never taken for a typing error."""
 
 
 @cache
@@ -246,11 +236,9 @@ class Binder:
             return lambda frame: values.of(DATETIME, frame.times)
         if name == "system.window":
             fail(node.at, "System.Window() is read as System.Window().Id, in the SELECT of a GROUP BY")
-        if name in LATER:
-            unsupported(node.at, LATER[name])
         if name in ANALYTIC:
             return self._analytic(node)
-        if name in aggregates() or (name.startswith("uda.") and name in self.functions):
+        if name in aggregates() or (name.startswith("uda.") and self._is_aggregate(name)):
             return self._aggregate(node)
         if node.over is not None:
             fail(node.at, f"{node.at.text} takes no OVER")
@@ -326,7 +314,18 @@ class Binder:
             fail(node.at, f"unknown function {node.name!r}", hint=hint, code="sql.function")
         if self.place == "analytic":
             fail(node.at, "user functions are not allowed inside analytic functions")
-        return user_call(function, [self.bind(arg) for arg in node.args])
+        if function.kind in ("aggregate", "accumulator"):
+            fail(node.at, f"{node.name!r} is an aggregate", hint="user aggregates are called as uda.name(x)")
+        args = [self.bind(arg) for arg in node.args]
+        if function.kind == "row":
+            self.per_row.add(node.name)
+            spec = as_scalar(function, len(args))
+            return lambda frame: apply(frame, spec, [arg(frame) for arg in args])
+        return user_call(function, args)
+
+    def _is_aggregate(self, name: str) -> bool:
+        function = self.functions.get(name)
+        return function is not None and function.kind in ("aggregate", "accumulator")
 
     def _coalesce(self, node: tree.Call) -> Eval:
         self._count(node, 1, -1)
@@ -368,7 +367,7 @@ class Binder:
 
     def _new_aggregate(self, node: tree.Call) -> AggregateCall:
         if node.name.startswith("uda."):
-            unsupported(node.at, "a user aggregate")
+            return self._user_aggregate(node)
         spec = aggregates()["count distinct" if node.distinct and node.name == "count" else node.name]
         if node.distinct and node.name != "count":
             fail(node.at, f"DISTINCT is only for COUNT, not for {node.at.text}")
@@ -402,6 +401,18 @@ class Binder:
         if spec.per_row:
             self.per_row.add(node.at.text.upper())
         return AggregateCall(spec, node, args, order, constants)
+
+    def _user_aggregate(self, node: tree.Call) -> AggregateCall:
+        if node.over is not None or node.distinct:
+            fail(node.at, f"{node.name} takes neither OVER nor DISTINCT")
+        self._count(node, 1, 1)
+        arg = node.args[0]
+        self.place = "aggregate"
+        value = self._whole() if isinstance(arg, tree.Star) else self.bind(arg)
+        self.place = "group"
+        self.per_row.add(node.name)
+        times: Eval = lambda frame: values.of(DATETIME, frame.times)  # noqa: E731
+        return AggregateCall(as_aggregate(self.functions[node.name]), node, [value, times], [])
 
     def _whole(self) -> Eval:
         """The event as a record: the first source's, or all sources' fields together."""

@@ -138,6 +138,10 @@ def _pieces(text: str, tokens: Sequence[Token]) -> tuple[list[Piece], list[str]]
         written = word.upper() if word else text[token.start : token.end]
         tight = token.start == start and index > 0
         pieces.append(Piece(token, written, word, tight, own))
+        if (
+            written == "," and token.kind == "mark" and index and not own
+        ):  # the comma goes before a comment, not below it
+            pieces[-1].after, pieces[-2].after = pieces[-2].after, []
     return pieces, own
 
 
@@ -262,16 +266,19 @@ class _Layout:
     """Lines of a script. Every method gives lines without indentation of the level it is called from."""
 
     def script(self, nodes: list[Node]) -> list[str]:
+        """An empty line stands between statements, and after WITH."""
         lines: list[str] = []
+        last: Node | None = None
         for statement in _statements(nodes):
-            lines += [*([""] if lines else []), *self.query(statement)]
+            for clause in _clauses(statement):
+                apart = bool(lines) and (clause[0] is statement[0] or _word(last) == "with")
+                found = self.clause(clause)
+                lines += ["", *found[found[0] == "" :]] if apart else found
+                last = clause[0]
         return lines
 
     def query(self, nodes: list[Node]) -> list[str]:
-        lines: list[str] = []
-        for clause in _clauses(nodes):
-            lines += self.clause(clause)
-        return lines
+        return [line for clause in _clauses(nodes) for line in self.clause(clause)]
 
     def clause(self, nodes: list[Node]) -> list[str]:
         head, body = _head(nodes)
@@ -311,14 +318,15 @@ class _Layout:
         return lines
 
     def run(self, nodes: list[Node]) -> list[str]:
-        """Nodes one after the other, on one line as long as no query, CASE that is too long, or comment breaks it."""
+        """Nodes one after the other, on one line unless a query, a comment or their length breaks it."""
         lines: list[str] = []
         line: list[Piece] = []
+        long = len(_joined(list(_flat(nodes)))) > WIDTH - len(INDENT)
 
-        def end(*, deeper: bool = True) -> None:
+        def end() -> None:
             if line:
                 text = _joined(line) + _after(line[-1])
-                lines.append(INDENT + text if lines and deeper else text)
+                lines.append(INDENT + text if lines and not _mark(line[0], ")") else text)
                 line.clear()
 
         for at, node in enumerate(nodes):
@@ -330,8 +338,10 @@ class _Layout:
                     lines += _indented(node.close.before)
                     line.append(node.close)
                     if node.close.after:
-                        end(deeper=False)
+                        end()
                 continue
+            if long and _word(node) in ("over", "when", "else", "end"):
+                end()
             for piece in _flat([node]):
                 if piece.before and (line or lines):
                     end()
@@ -339,8 +349,7 @@ class _Layout:
                 line.append(piece)
                 if piece.after:
                     end()
-        closing = bool(line) and isinstance(line[0], Piece) and line[0].text == ")" and line[0].token.kind == "mark"
-        end(deeper=not closing)
+        end()
         return lines
 
     @staticmethod
