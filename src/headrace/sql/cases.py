@@ -192,12 +192,7 @@ def user_function(name: str, spec: Any) -> UserFunction:
     source = spec.get("python") if isinstance(spec, dict) else None
     if not isinstance(source, str):
         raise CaseError(f"function {name} has no python source", hint='python: "lambda x: x + 1"')
-    plain_call = _callable(name, source)
-
-    def call(args: list[pa.Array]) -> pa.Array:
-        return pa.array([plain_call(*row) for row in zip(*(arg.to_pylist() for arg in args), strict=True)])
-
-    return UserFunction(name, call)
+    return UserFunction(name, _callable(name, source), "aggregate" if name.lower().startswith("uda.") else "row")
 
 
 def _callable(name: str, source: str) -> Callable[..., Any]:
