@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import random
 import subprocess
@@ -26,7 +27,7 @@ from headrace.sql.format import format_script
 
 SHARED = Path("/work/shared/conformance/asa")
 OWN = Path(__file__).parent.parent / "sql" / "cases"
-QUERIES = {path.stem: cases.load(path).query for path in [*sorted(SHARED.glob("*.yaml")), *sorted(OWN.glob("*.yaml"))]}
+CASES = {path.stem: cases.load(path) for path in [*sorted(SHARED.glob("*.yaml")), *sorted(OWN.glob("*.yaml"))]}
 
 sql_verbs.register(cli.app)
 test_verb.register(cli.app)
@@ -170,31 +171,32 @@ def test_the_diff_names_missing_unexpected_and_the_first_differing_column() -> N
 # -- headrace sql format
 
 
-def plan_or_code(query: str) -> str:
+def plan_or_code(case: cases.Case) -> str:
     """What EXPLAIN says, or the code of the error."""
     try:
-        return cases.Case({}, "", query).plan().explain()
+        return case.plan().explain()
     except SqlError as exc:
         return exc.code
 
 
-@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_laid_out_query_has_the_same_plan_and_stays_as_it_is(name: str) -> None:
-    if name.startswith("err-") and plan_or_code(QUERIES[name]) == "sql.syntax":
+    case = CASES[name]
+    if name.startswith("err-") and plan_or_code(case) == "sql.syntax":
         with contextlib.suppress(SqlError):  # what cannot be parsed need not be laid out
-            format_script(QUERIES[name])
+            format_script(case.query)
         return
-    found = format_script(QUERIES[name])
+    found = format_script(case.query)
     assert format_script(found) == found
-    assert plan_or_code(found) == plan_or_code(QUERIES[name])
+    assert plan_or_code(dataclasses.replace(case, query=found)) == plan_or_code(case)
 
 
 def test_comments_and_line_breaks_anywhere_are_kept_and_laying_out_again_changes_nothing() -> None:
     seed = random.SystemRandom().randrange(1 << 30)
     rng = random.Random(seed)
     gaps = ("\n", "\n\n", " -- c\n", "\n-- own\n", " /* b */ ", "\n/* x\n y */\n", "\n\n-- a\n\n-- b\n", "\t")
-    for name in rng.sample(sorted(QUERIES), 30):
-        query, text, last = QUERIES[name], "", 0
+    for name in rng.sample(sorted(CASES), 30):
+        query, text, last = CASES[name].query, "", 0
         try:
             format_script(query)
         except SqlError:
@@ -222,6 +224,7 @@ WITH hot AS (
     FROM telemetry a TIMESTAMP BY ts -- all
     WHERE temp_c > -5 AND x IN (1, 2)
 )
+
 SELECT
     id,
     CASE WHEN temp_c > 3 THEN 'hot' ELSE 'cold' END AS [how it is],

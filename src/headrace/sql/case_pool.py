@@ -17,6 +17,7 @@ from pathlib import Path
 
 from headrace.core.clock import Clock
 from headrace.core.errors import Unavailable
+from headrace.core.lean import hide
 from headrace.sql.case_report import CaseResult, Kind
 
 START_TIMEOUT_S = 120.0  # imports of a cold machine
@@ -156,6 +157,7 @@ def _serve(pipe: Connection, batch_size: int | None, kill_every: int, timeout_s:
     """A worker's whole life. What user code prints goes to stderr: stdout belongs to the parent's report."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     os.dup2(2, 1)
+    hide("pandas")  # as jobs do; PyArrow would import it with its first array
     from headrace.sql.cases import Cut, run_file, warm_up
 
     cut = Cut(batch_size, kill_every)

@@ -124,7 +124,8 @@ def _pieces(text: str, tokens: Sequence[Token]) -> tuple[list[Piece], list[str]]
         comments = _gap(text[start : token.start])
         own = []
         for comment, space in comments:
-            if pieces and not own and "\n" not in space:
+            open_line = pieces and not (pieces[-1].after and pieces[-1].after[-1].startswith("--"))
+            if open_line and not own and "\n" not in space:
                 pieces[-1].after.append(comment)
             else:
                 own += [""] if space.count("\n") > 1 and (own or pieces) else []
