@@ -70,7 +70,7 @@ def demo(
         else:
             pace = demo_pace(files, play_s=play_s)
             if pace.speed:
-                out.print(f"{data} plays {pace.speed:,.3g} times faster than it was recorded", markup=False)
+                out.print(f"{data} plays {_factor(pace.speed)} times faster than it was recorded", markup=False)
             run(send_files(project, data, files, pace=pace, duration_s=duration, linger=True))
     finally:
         stop(project)
@@ -95,3 +95,7 @@ def _make(target: Path, data: Path | None, files: list[FileRows], *, play_s: flo
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             (target / path).write_text(text, encoding="utf-8")
     err.print(f"made {target}", markup=False)
+
+
+def _factor(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
