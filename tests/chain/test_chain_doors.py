@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from urllib.parse import urlencode
 
-from chain_parts import Chain, eventually, get
+from chain_parts import FEED_S, PERIOD_S, Chain, eventually, get
 
 
 def test_status_is_healthy_and_names_every_part(chain: Chain) -> None:
@@ -25,10 +25,9 @@ def test_the_console_answers_and_shows_history(chain: Chain) -> None:
     health = json.loads(get(f"{console}/health"))
     assert health["healthy"] is True
     assert not health["problems"]
-    machine = chain.rows("SELECT _entity_id AS id FROM telemetry LIMIT 1")[0]["id"]
-    asked = urlencode({"stream": "telemetry", "entity": machine, "fields": "temperature,humidity", "since": "-1h"})
-    points = json.loads(get(f"{console}/api/history?{asked}"))
-    assert len(points["t"]) == 64
+    asked = {"stream": "telemetry", "entity": "fac1-cnc-001", "fields": "temperature,humidity", "since": "-1h"}
+    points = json.loads(get(f"{console}/api/history?{urlencode(asked)}"))
+    assert len(points["t"]) == FEED_S / PERIOD_S
     assert points["t"] == sorted(set(points["t"]))
     assert set(points["fields"]) == {"temperature", "humidity"}
     assert points["resume"]
