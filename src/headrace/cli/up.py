@@ -186,11 +186,13 @@ def stop(project: Project) -> None:
 
 
 def print_addresses(project: Project) -> None:
-    """Where people and devices go."""
+    """Where people and devices go: the console first."""
+    found: dict[str, str] = {}
     for state in runstate.read_all(project):
-        for name, address in state.addresses.items():
-            if name != "metrics":
-                out.print(f"  {name:<9} {address}", markup=False)
+        found |= state.addresses
+    for name in ("console", "mqtt", "mqtt-plain", "https", "ca"):
+        if name in found:
+            out.print(f"  {name:<10} {found[name]}", markup=False)
 
 
 def _report(part: str, text: str) -> None:
