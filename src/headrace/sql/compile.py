@@ -13,14 +13,15 @@ from headrace.sql.bind import Binder
 from headrace.sql.evaluate import Eval
 from headrace.sql.functions.user import UserFunction
 from headrace.sql.join_bounds import time_bound
+from headrace.sql.match_plan import bind_match
 from headrace.sql.operators.apply import COLUMNS, ApplyStage
 from headrace.sql.operators.reference_join import ReferenceJoin
 from headrace.sql.operators.select import SelectColumn, SelectPlan
 from headrace.sql.operators.stream_join import Bound, StreamJoin, reach_after
-from headrace.sql.plan import FromNode, InputNode, JoinNode, Plan, PlanNode, SelectNode, UnionNode
+from headrace.sql.plan import FromNode, InputNode, JoinNode, MatchNode, Plan, PlanNode, SelectNode, UnionNode
 from headrace.sql.scope import Scope, ScopeSource, fail, unsupported
 from headrace.sql.script import parse_script
-from headrace.sql.show import show
+from headrace.sql.show import show, show_pattern
 
 
 def compile_script(
@@ -94,6 +95,16 @@ class _Compiler:
         return len(self.nodes) - 1
 
     def _source(self, source: tree.Source) -> int:
+        at = self._plain_source(source)
+        if source.match is None:
+            return at
+        inner = ScopeSource(source.matched, self.nodes[at].columns)
+        plan = bind_match(source.match, Scope([inner]), self.functions)
+        self.nodes[at].wants |= inner.wants
+        self.nodes[at].whole |= inner.whole
+        return self._add(MatchNode(f"match {show_pattern(source.match.pattern)}", [at], plan.columns(), match=plan))
+
+    def _plain_source(self, source: tree.Source) -> int:
         if source.query is not None:
             self._no_timestamp(source, "a derived table")
             return self._query(source.query)

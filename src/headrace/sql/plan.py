@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from headrace.sql import tree
 from headrace.sql.decode import Decoder
 from headrace.sql.evaluate import Eval
+from headrace.sql.operators.match import MatchPlan
 from headrace.sql.operators.select import SelectPlan, Stage
 from headrace.sql.operators.stream_join import StreamJoin
 
@@ -61,6 +62,13 @@ class JoinNode(PlanNode):
     """A JOIN of streams: the sources so far, and the new one."""
 
     join: StreamJoin = field(default_factory=lambda: StreamJoin(False, [], [], [], [], None))
+
+
+@dataclass
+class MatchNode(PlanNode):
+    """MATCH_RECOGNIZE over one source."""
+
+    match: MatchPlan = field(default_factory=lambda: MatchPlan(0, [], [], [], [], [], [], []))
 
 
 class Plan:

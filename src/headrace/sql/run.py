@@ -21,20 +21,21 @@ from headrace.sql.declared import check, typed, typed_table
 from headrace.sql.decode import Payload
 from headrace.sql.errors import RowError
 from headrace.sql.evaluate import Frame
+from headrace.sql.operators.match import MatchOperator
 from headrace.sql.operators.select import SelectOperator, Stages
 from headrace.sql.operators.stream_join import StreamJoinOperator
 from headrace.sql.operators.timeline import Dropped, Policies, Timeline
 from headrace.sql.operators.union import UnionOperator
 from headrace.sql.output import OutputRows, Results, SetAsideRows
-from headrace.sql.plan import FromNode, InputNode, JoinNode, Plan, SelectNode
+from headrace.sql.plan import FromNode, InputNode, JoinNode, MatchNode, Plan, SelectNode
 from headrace.sql.rows import Named, Rows
 from headrace.sql.state import bytes_table, pack, table_bytes, unpack
 
 __all__ = ["OutputRows", "Policies", "Results", "Run", "SetAsideRows"]
 _VERSION = 1
-_HELD = (StreamJoinOperator,)
+_HELD = (StreamJoinOperator, MatchOperator)
 """Operators whose results may be older than the mark of their sources: they say how far they are."""
-_BUFFERS = (UnionOperator, StreamJoinOperator)
+_BUFFERS = (UnionOperator, StreamJoinOperator, MatchOperator)
 """Operators that take rows by port and answer in `advance` alone."""
 
 
@@ -62,7 +63,9 @@ class Run:
         for name in plan.references:
             if name.lower() in plan.tables:
                 tables[name] = typed_table(tables[name], plan.tables[name.lower()])
-        self.operators: list[Timeline | SelectOperator | UnionOperator | StreamJoinOperator | Stages] = []
+        self.operators: list[
+            Timeline | SelectOperator | UnionOperator | StreamJoinOperator | MatchOperator | Stages
+        ] = []
         for node in plan.nodes:
             if isinstance(node, InputNode):
                 self.operators.append(Timeline(node.timestamp, policies or Policies(), self.decoders[node.input]))
@@ -70,6 +73,8 @@ class Run:
                 self.operators.append(SelectOperator(node.select, tables, self._on_faults))
             elif isinstance(node, JoinNode):
                 self.operators.append(StreamJoinOperator(node.join, self._on_faults))
+            elif isinstance(node, MatchNode):
+                self.operators.append(MatchOperator(node.match, self._on_faults))
             elif isinstance(node, FromNode):
                 self.operators.append(Stages(node.stages, tables, self._on_faults))
             else:

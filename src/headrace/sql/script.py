@@ -5,15 +5,19 @@ Statements need no separator, so a query ends where no clause of it can follow.
 
 from __future__ import annotations
 
+from typing import Any
+
 from headrace.sql.dialect import Token
-from headrace.sql.parser import RESERVED, ExpressionParser
+from headrace.sql.parser import DEPTH_MAX, RESERVED, ExpressionParser
 from headrace.sql.tree import (
     Apply,
     Call,
+    Duration,
     Field,
     Item,
     Join,
     Literal,
+    Match,
     Name,
     Node,
     Query,
@@ -188,6 +192,8 @@ class _ScriptParser(ExpressionParser):
         alias, timestamp = "", None
         over: tuple[Node, ...] = ()
         partition: tuple[Node, ...] = ()
+        match: Match | None = None
+        matched = ""
         while True:
             if self.is_word("timestamp") and self.is_word("by", steps=1):
                 if timestamp is not None:
@@ -202,12 +208,77 @@ class _ScriptParser(ExpressionParser):
                 if self.take_word("into"):
                     self._count()
             elif self.is_word("match_recognize"):
-                self.fail("MATCH_RECOGNIZE (pattern matching) is not supported yet", code="sql.unsupported")
+                if match is not None:
+                    self.fail("MATCH_RECOGNIZE stands twice")
+                match, matched, alias = self._match(), alias, ""
             elif not alias and self._alias_follows():
                 self.take_word("as")
                 alias = self.name("an alias").text
             else:
-                return Source(at, name, query, alias or name, timestamp, over, partition)
+                return Source(at, name, query, alias or name, timestamp, over, partition, match, matched or name)
+
+    # -- MATCH_RECOGNIZE
+
+    def _match(self) -> Match:
+        at = self.advance()
+        self.expect_mark("(", "after MATCH_RECOGNIZE")
+        limit: Duration | None = None
+        partition: tuple[Node, ...] = ()
+        while self.is_word("limit", "partition"):
+            if self.take_word("limit"):
+                limit = self.duration()
+            else:
+                self.advance()
+                self.expect_word("by", "after PARTITION")
+                partition = self.expressions()
+        if limit is None:
+            self.fail("MATCH_RECOGNIZE needs LIMIT DURATION(unit, n)", at, hint="say how long a match may take")
+        self.expect_word("measures", "in MATCH_RECOGNIZE")
+        measures: list[Item] = []
+        while not measures or self.take_mark(","):
+            start, of = self.current, self.expression()
+            self.expect_word("as", "after a measure")
+            measures.append(Item(start, of, self.name("a name after AS").text))
+        for word in ("after", "match", "skip", "to", "next", "row"):
+            self.expect_word(word, "in AFTER MATCH SKIP TO NEXT ROW")
+        self.expect_word("pattern", "after AFTER MATCH SKIP TO NEXT ROW")
+        self.expect_mark("(", "after PATTERN")
+        pattern = self._pattern()
+        self.expect_mark(")", "at the end of the pattern")
+        define: list[tuple[str, Node]] = []
+        if self.take_word("define"):
+            while not define or self.take_mark(","):
+                name = self.name("a pattern variable").text
+                self.expect_word("as", "after the variable")
+                define.append((name, self.expression()))
+        self.expect_mark(")", "at the end of MATCH_RECOGNIZE")
+        return Match(at, limit, partition, tuple(measures), pattern, tuple(define))
+
+    def _pattern(self) -> tuple[Any, ...]:
+        """Alternatives of sequences of repeated parts."""
+        self.depth += 1
+        if self.depth > DEPTH_MAX:
+            self.fail(f"a pattern is nested more than {DEPTH_MAX} deep")
+        choices: list[tuple[Any, ...]] = []
+        while not choices or self.take_mark("|"):
+            parts: list[tuple[Any, ...]] = []
+            while self.current.kind in ("word", "name") or self.is_mark("(", "."):
+                parts.append(self._pattern_part())
+            if not parts:
+                self.fail(f"expected a pattern variable, found {self.current.text!r}")
+            choices.append(("seq", tuple(parts)) if len(parts) > 1 else parts[0])
+        self.depth -= 1
+        return ("alt", tuple(choices)) if len(choices) > 1 else choices[0]
+
+    def _pattern_part(self) -> tuple[Any, ...]:
+        if self.take_mark("("):
+            part = self._pattern()
+            self.expect_mark(")", "in the pattern")
+        else:
+            part = ("var", self.advance().text)
+        if self.is_mark("*", "+", "?") or (self.current.text == "?" and self.current.kind != "end"):
+            part = ("rep", self.advance().text, part)
+        return part
 
     def _alias_follows(self) -> bool:
         if self.is_word("as"):

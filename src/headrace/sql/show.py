@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from headrace.sql import tree
 from headrace.sql.units import TICKS
@@ -85,6 +86,20 @@ def _window(window: tree.Window) -> str:
     if window.offset:
         text += f" offset {length(window.offset)}"
     return text if window.id is None else f"{window.id!r} {text}"
+
+
+def show_pattern(pattern: tuple[Any, ...]) -> str:
+    """A pattern of MATCH_RECOGNIZE."""
+    match pattern:
+        case ("seq", parts):
+            return " ".join(map(show_pattern, parts))
+        case ("alt", parts):
+            return "(" + " | ".join(map(show_pattern, parts)) + ")"
+        case ("rep", op, ("var", name)):
+            return f"{name}{op}"
+        case ("rep", op, inner):
+            return f"({show_pattern(inner)}){op}"
+    return str(pattern[1])
 
 
 def length(ticks: int) -> str:

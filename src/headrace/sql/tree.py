@@ -153,6 +153,17 @@ class Item(Node):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Match(Node):
+    """MATCH_RECOGNIZE. `pattern` is ("var", name), ("seq" or "alt", parts) or ("rep", one of * + ?, part)."""
+
+    limit: Duration
+    partition: tuple[Node, ...]
+    measures: tuple[Item, ...]
+    pattern: tuple[Any, ...]
+    define: tuple[tuple[str, Node], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Source(Node):
     """What stands in FROM or JOIN: an input or step by name, or a derived table."""
 
@@ -162,6 +173,8 @@ class Source(Node):
     timestamp: Node | None
     over: tuple[Node, ...]
     partition: tuple[Node, ...]
+    match: Match | None = None
+    matched: str = ""  # what the events are called inside MATCH_RECOGNIZE and before
 
 
 @dataclass(frozen=True, slots=True, eq=False)
