@@ -40,6 +40,7 @@ class _Compiler:
         self.nodes: list[PlanNode] = []
         self.steps: dict[str, int] = {}  # lower-case step name -> node
         self.inputs: dict[tuple[str, object], int] = {}
+        self.substreams = False
         self.tables: dict[str, tuple[tuple[str, str], ...]] = {}  # lower-case name -> declared columns
 
     def compile(self) -> Plan:
@@ -126,9 +127,10 @@ class _Compiler:
             fail(source.timestamp.at, f"TIMESTAMP BY is not allowed on {what}", hint="put it on the input")
 
     def _input(self, source: tree.Source) -> int:
-        if source.over:
-            unsupported(source.over[0].at, "TIMESTAMP BY … OVER (substreams)")
-        found = (source.name, tree.key(source.timestamp) if source.timestamp else None)
+        if self.inputs and bool(source.over) != self.substreams:
+            fail(source.at, "one input has TIMESTAMP BY … OVER and another has not", hint="give OVER to all or to none")
+        self.substreams = bool(source.over)
+        found = (source.name, tree.key((source.timestamp, source.over)) if source.timestamp else None)
         if found in self.inputs:
             return self.inputs[found]
         declared = self.tables.get(source.name.lower(), ())
@@ -143,8 +145,14 @@ class _Compiler:
                         part.at, "System.Timestamp() is not allowed in TIMESTAMP BY", hint="use a field of the payload"
                     )
             scope = Scope([ScopeSource(source.alias, node.columns)])
-            node.timestamp = Binder(scope, self.functions).bind(source.timestamp)
+            binder = Binder(scope, self.functions)
+            node.timestamp = binder.bind(source.timestamp)
             node.timestamp_text = show(source.timestamp)
+            if source.over:
+                node.over = [binder.bind(part) for part in source.over]
+                node.timestamp_text += " over " + ", ".join(map(show, source.over))
+            if binder.analytics:
+                fail(source.timestamp.at, "analytic functions are not allowed in TIMESTAMP BY")
             node.wants |= scope.sources[0].wants
             node.whole |= scope.sources[0].whole
         self.inputs[found] = self._add(node)

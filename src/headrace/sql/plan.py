@@ -34,6 +34,7 @@ class InputNode(PlanNode):
     timestamp: Eval | None = None
     timestamp_text: str = ""
     declared: tuple[tuple[str, str], ...] = ()  # CREATE TABLE: names and types
+    over: list[Eval] = field(default_factory=list)  # TIMESTAMP BY … OVER: the key of each event's own timeline
 
 
 @dataclass
@@ -90,6 +91,11 @@ class Plan:
         self.tables: dict[str, tuple[tuple[str, str], ...]] = {}  # CREATE TABLE, by lower-case name
         self.inputs = list(dict.fromkeys(node.input for node in nodes if isinstance(node, InputNode)))
         self.outputs = list(dict.fromkeys(name for name, _ in outputs))
+
+    @property
+    def substreams(self) -> bool:
+        """Whether every key has a timeline of its own (TIMESTAMP BY … OVER)."""
+        return any(isinstance(node, InputNode) and node.over for node in self.nodes)
 
     def decoder(self, input: str) -> Decoder:
         """A decoder for the fields that the whole script reads from an input."""

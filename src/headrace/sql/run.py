@@ -6,13 +6,14 @@ returned in the order of the script's statements.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
+from headrace.core.clock import TICKS_PER_S
 from headrace.core.errors import NotFound, UserError, nearest
 from headrace.core.flow import MAX_WATERMARK, MIN_WATERMARK, Watermark
 from headrace.core.identity import derived_event_id
@@ -21,6 +22,7 @@ from headrace.sql.declared import check, typed, typed_table
 from headrace.sql.decode import Payload
 from headrace.sql.errors import RowError
 from headrace.sql.evaluate import Frame
+from headrace.sql.keys import Key, group
 from headrace.sql.operators.match import MatchOperator
 from headrace.sql.operators.select import SelectOperator, Stages
 from headrace.sql.operators.stream_join import StreamJoinOperator
@@ -29,14 +31,58 @@ from headrace.sql.operators.union import UnionOperator
 from headrace.sql.output import OutputRows, Results, SetAsideRows
 from headrace.sql.plan import FromNode, InputNode, JoinNode, MatchNode, Plan, SelectNode
 from headrace.sql.rows import Named, Rows
-from headrace.sql.state import bytes_table, pack, table_bytes, unpack
+from headrace.sql.state import bytes_table, hashable, pack, table_bytes, thawed, unpack
 
 __all__ = ["OutputRows", "Policies", "Results", "Run", "SetAsideRows"]
-_VERSION = 1
+_VERSION = 2
 _HELD = (StreamJoinOperator, MatchOperator)
 """Operators whose results may be older than the mark of their sources: they say how far they are."""
 _BUFFERS = (UnionOperator, StreamJoinOperator, MatchOperator)
 """Operators that take rows by port and answer in `advance` alone."""
+
+
+AnyOperator = Timeline | SelectOperator | UnionOperator | StreamJoinOperator | MatchOperator | Stages
+
+
+class Lane(NamedTuple):
+    """The operators of one timeline, and how far each of them is."""
+
+    operators: list[AnyOperator]
+    marks: list[Watermark]
+
+    def held(self) -> int:
+        return sum(map(_held, self.operators))
+
+    def level(self) -> Watermark:
+        return max(operator.level for operator in self.operators if isinstance(operator, Timeline))
+
+
+def _held(operator: AnyOperator) -> int:
+    if isinstance(operator, SelectOperator):
+        return operator.state_rows()
+    if isinstance(operator, Stages):
+        return 0
+    return operator.waiting_rows() if isinstance(operator, Timeline) else operator.rows()
+
+
+def _mark_of(operator: AnyOperator) -> Watermark:
+    assert isinstance(operator, Timeline)
+    return operator.mark
+
+
+def _merged(found: list[Results]) -> Results:
+    """The results of several lanes as one: each output's rows in time order."""
+    by_output: dict[str, list[Rows]] = {}
+    for results in found:
+        for rows in results.rows:
+            by_output.setdefault(rows.output, []).append(rows.data)
+    merged: list[OutputRows] = []
+    for name, pieces in by_output.items():
+        together = Rows.concat(pieces)
+        if len(pieces) > 1:
+            together = together.take(np.argsort(together.times, kind="stable"))
+        merged.append(OutputRows(name, together.times, together))
+    return Results(merged, [aside for results in found for aside in results.set_aside])
 
 
 class Run:
@@ -63,23 +109,11 @@ class Run:
         for name in plan.references:
             if name.lower() in plan.tables:
                 tables[name] = typed_table(tables[name], plan.tables[name.lower()])
-        self.operators: list[
-            Timeline | SelectOperator | UnionOperator | StreamJoinOperator | MatchOperator | Stages
-        ] = []
-        for node in plan.nodes:
-            if isinstance(node, InputNode):
-                self.operators.append(Timeline(node.timestamp, policies or Policies(), self.decoders[node.input]))
-            elif isinstance(node, SelectNode):
-                self.operators.append(SelectOperator(node.select, tables, self._on_faults))
-            elif isinstance(node, JoinNode):
-                self.operators.append(StreamJoinOperator(node.join, self._on_faults))
-            elif isinstance(node, MatchNode):
-                self.operators.append(MatchOperator(node.match, self._on_faults))
-            elif isinstance(node, FromNode):
-                self.operators.append(Stages(node.stages, tables, self._on_faults))
-            else:
-                self.operators.append(UnionOperator(len(node.sources)))
-        self.marks: list[Watermark] = [MIN_WATERMARK] * len(plan.nodes)
+        self._tables = tables
+        self._policies = policies or Policies()
+        self._use(self._lane())
+        self.lanes: dict[Key, Lane] = {}  # TIMESTAMP BY … OVER: one per key, each with all operators
+        self._swept = MIN_WATERMARK
         self.rows_in = [0] * len(plan.nodes)
         self.rows_out = [0] * len(plan.nodes)
         self._input = ""
@@ -90,6 +124,96 @@ class Run:
             statements.setdefault(at, []).append(name)
         self._statements = statements
 
+    # -- lanes
+
+    def _lane(self) -> Lane:
+        """Fresh operators on a fresh timeline."""
+        operators: list[AnyOperator] = []
+        for node in self.plan.nodes:
+            if isinstance(node, InputNode):
+                operators.append(Timeline(node.timestamp, self._policies, self.decoders[node.input]))
+            elif isinstance(node, SelectNode):
+                operators.append(SelectOperator(node.select, self._tables, self._on_faults))
+            elif isinstance(node, JoinNode):
+                operators.append(StreamJoinOperator(node.join, self._on_faults))
+            elif isinstance(node, MatchNode):
+                operators.append(MatchOperator(node.match, self._on_faults))
+            elif isinstance(node, FromNode):
+                operators.append(Stages(node.stages, self._tables, self._on_faults))
+            else:
+                operators.append(UnionOperator(len(node.sources)))
+        return Lane(operators, [MIN_WATERMARK] * len(self.plan.nodes))
+
+    def _use(self, lane: Lane) -> None:
+        self.operators, self.marks = lane
+
+    def _each_lane(self, step: Callable[[], Results]) -> Results:
+        """A step of all lanes: the only one, or one per key in order of appearance."""
+        if not self.plan.substreams:
+            return step()
+        found: list[Results] = []
+        for lane in list(self.lanes.values()):
+            self._use(lane)
+            found.append(step())
+        return _merged(found)
+
+    def _process_lanes(self, input: str, payload: Payload) -> Results:
+        """Split a batch by OVER key; each key's lane sees its own events only."""
+        work: dict[Key, dict[int, Payload]] = {}
+        for at, _ in self._timelines(input):
+            node = self.plan.nodes[at]
+            assert isinstance(node, InputNode)
+            self.rows_in[at] += payload.rows
+            fitting = self._fitting(at, payload)
+            if fitting.rows == 0:
+                continue
+            arrivals = fitting.arrivals()
+            frame = Frame(arrivals, [Rows(arrivals, [fitting], fitting)])
+            codes, keys = group([part(frame) for part in node.over], frame.rows)
+            order = np.argsort(codes, kind="stable")
+            bounds = np.searchsorted(codes[order], np.arange(len(keys) + 1))
+            for code, key in enumerate(keys):
+                some = order[bounds[code] : bounds[code + 1]]
+                if None in key:
+                    details = ["a key of TIMESTAMP BY … OVER is null"] * len(some)
+                    self._refuse(fitting, [Dropped(some, "bad_timestamp_key", details)])
+                else:
+                    work.setdefault(key, {})[at] = fitting.take(some)
+        found: list[Results] = []
+        for key, parts in work.items():
+            lane = self.lanes.get(key)
+            if lane is None:
+                lane = self.lanes[key] = self._lane()
+            self._use(lane)
+            found.append(self._run_lane(parts))
+        if payload.rows:
+            found.append(self._sweep(input, int(payload.arrivals().max())))
+        found.append(Results([], self._take_aside()))
+        return _merged(found)
+
+    def _run_lane(self, parts: dict[int, Payload]) -> Results:
+        fresh: dict[int, Rows] = {}
+        for at, part in parts.items():
+            timeline = self.operators[at]
+            assert isinstance(timeline, Timeline)
+            rows, dropped = timeline.process(part)
+            self._refuse(part, dropped)
+            if rows is not None:
+                fresh[at] = self._declared(at, rows)
+        return self._flow(fresh)
+
+    def _sweep(self, input: str, arrival: int) -> Results:
+        """Once a second of arrivals: quiet keys move on as lateness allows, and those without state are forgotten."""
+        late = int(self._policies.late_arrival_s * TICKS_PER_S)
+        if late < 0 or arrival - self._swept < TICKS_PER_S:
+            return Results([], [])
+        self._swept = arrival
+        found = self.advance(input, arrival - 1)
+        if len(self.plan.inputs) == 1:
+            level = arrival - late
+            self.lanes = {key: lane for key, lane in self.lanes.items() if lane.held() or lane.level() > level}
+        return found
+
     # -- events
 
     def process(self, input: str, batch: EventBatch) -> Results:
@@ -99,6 +223,8 @@ class Run:
         payload, bad, details = Payload.split(batch, self.decoders[input])
         if len(bad):
             self._aside.append(SetAsideRows(input, batch.take(pa.array(bad)), "undecodable", details))
+        if self.plan.substreams:
+            return self._process_lanes(input, payload)
         fresh: dict[int, Rows] = {}
         for at, timeline in self._timelines(input):
             self.rows_in[at] += payload.rows
@@ -113,6 +239,9 @@ class Run:
         """No further event of `input` arrived up to `arrival` (ticks)."""
         self._check(input)
         self._input = input
+        return self._each_lane(lambda: self._advance(input, arrival))
+
+    def _advance(self, input: str, arrival: int) -> Results:
         fresh = {
             at: self._declared(at, rows)
             for at, timeline in self._timelines(input)
@@ -122,6 +251,9 @@ class Run:
 
     def finish(self) -> Results:
         """The inputs are at their end: everything still open closes and reports."""
+        return self._each_lane(self._finish)
+
+    def _finish(self) -> Results:
         fresh: dict[int, Rows] = {}
         for input in self.plan.inputs:
             self._input = input
@@ -179,8 +311,11 @@ class Run:
             if rows is not None:
                 self.rows_out[at] += rows.rows
                 found += [OutputRows(name, rows.times, rows) for name in self._statements.get(at, ())]
+        return Results(found, self._take_aside())
+
+    def _take_aside(self) -> list[SetAsideRows]:
         aside, self._aside = self._aside, []
-        return Results(found, aside)
+        return aside
 
     def _step(self, operator: Any, node: Any, at: int, fresh: dict[int, Rows], mark: Watermark) -> list[Rows]:
         pieces: list[Rows | None] = []
@@ -255,14 +390,7 @@ class Run:
 
     def snapshot(self) -> bytes:
         """The whole state, time policies included."""
-        states: list[Any] = []
-        for operator in self.operators:
-            if isinstance(operator, SelectOperator):
-                states.append(operator.snapshot())
-            elif isinstance(operator, Stages):
-                states.append([])
-            else:
-                states.append([table_bytes(operator.snapshot())])
+        lanes = [[[thawed(part) for part in key], lane.marks, self._states(lane)] for key, lane in self.lanes.items()]
         return pack(
             {
                 "version": _VERSION,
@@ -270,9 +398,23 @@ class Run:
                 "marks": self.marks,
                 "derived": self._derived,
                 "rows": [self.rows_in, self.rows_out],
-                "states": states,
+                "states": [] if self.plan.substreams else self._states(Lane(self.operators, self.marks)),
+                "lanes": lanes,
+                "swept": self._swept,
             }
         )
+
+    @staticmethod
+    def _states(lane: Lane) -> list[Any]:
+        states: list[Any] = []
+        for operator in lane.operators:
+            if isinstance(operator, SelectOperator):
+                states.append(operator.snapshot())
+            elif isinstance(operator, Stages):
+                states.append([])
+            else:
+                states.append([table_bytes(operator.snapshot())])
+        return states
 
     def restore(self, state: bytes) -> None:
         """Continue where `snapshot` stood. Raises UserError where the state belongs to another script."""
@@ -285,10 +427,20 @@ class Run:
             raise UserError(
                 "the state belongs to another script or version", hint="start the job afresh", code="sql.state"
             )
-        self.marks = list(found["marks"])
-        self._derived = found["derived"]
+        self._derived, self._swept = found["derived"], found["swept"]
         self.rows_in, self.rows_out = (list(counts) for counts in found["rows"])
-        for operator, parts in zip(self.operators, found["states"], strict=True):
+        self.lanes = {}
+        for key, marks, states in found["lanes"]:
+            lane = Lane(self._lane().operators, list(marks))
+            self._load(lane, states)
+            self.lanes[tuple(hashable(part) for part in key)] = lane
+        if not self.plan.substreams:
+            self.marks = list(found["marks"])
+            self._load(Lane(self.operators, self.marks), found["states"])
+
+    @staticmethod
+    def _load(lane: Lane, states: list[Any]) -> None:
+        for operator, parts in zip(lane.operators, states, strict=True):
             if isinstance(operator, SelectOperator):
                 operator.restore(parts)
             elif not isinstance(operator, Stages):
@@ -296,24 +448,20 @@ class Run:
 
     def stats(self) -> dict[str, Any]:
         """Rows in, rows out and state rows per operator, and the watermark (ticks, None before the first) per input."""
-        operators: list[dict[str, Any]] = []
-        for at, (node, operator) in enumerate(zip(self.plan.nodes, self.operators, strict=True)):
-            if isinstance(operator, SelectOperator):
-                held = operator.state_rows()
-            elif isinstance(operator, Stages):
-                held = 0
-            else:
-                held = operator.waiting_rows() if isinstance(operator, Timeline) else operator.rows()
-            operators.append(
-                {
-                    "operator": f"{at} {node.label}",
-                    "rows_in": self.rows_in[at],
-                    "rows_out": self.rows_out[at],
-                    "state_rows": held,
-                }
-            )
+        lanes = list(self.lanes.values()) if self.plan.substreams else [Lane(self.operators, self.marks)]
+        operators = [
+            {
+                "operator": f"{at} {node.label}",
+                "rows_in": self.rows_in[at],
+                "rows_out": self.rows_out[at],
+                "state_rows": sum(_held(lane.operators[at]) for lane in lanes),
+            }
+            for at, node in enumerate(self.plan.nodes)
+        ]
         marks: dict[str, int | None] = {}
         for input in self.plan.inputs:
-            lowest = min(timeline.mark for _, timeline in self._timelines(input))
+            at_input = [at for at, _ in self._timelines(input)]
+            levels = [_mark_of(lane.operators[at]) for lane in lanes for at in at_input]
+            lowest = min(levels, default=MIN_WATERMARK)
             marks[input] = lowest if MIN_WATERMARK < lowest < MAX_WATERMARK else None
         return {"operators": operators, "watermarks": marks}
