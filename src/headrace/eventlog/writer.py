@@ -23,9 +23,10 @@ from headrace.eventlog.checkpoint import passive
 from headrace.eventlog.codec import encode, pack, unpack
 from headrace.eventlog.contract import Appended, LogFull, Positions
 from headrace.eventlog.recent import Keys, Mask, RecentIds, resendable
-from headrace.eventlog.storage import open_stream, translated
+from headrace.eventlog.storage import PAGE_BYTES, open_stream, translated
 
 _CATCH_UP_BATCHES = 1000  # whose ids go into the index as one run
+_COMMIT_BYTES = 3 * PAGE_BYTES  # of every transaction, however small: the head, the last page of batches, one above it
 
 
 class Request(NamedTuple):
@@ -75,7 +76,7 @@ class StreamWriter:
         self._recent: RecentIds | None = None
         self._known_seq = 0  # up to here `_recent` has the ids
         self._index_ahead = False  # whether it also has some of the transaction that runs
-        self.bytes_written = 0
+        self.bytes_written = 0  # to the write-ahead log, about
 
     def commit(self, requests: Sequence[Request]) -> list[Appended | HeadraceError]:
         """Store all of them durably, in order. An answer each; what is wrong with one alone is its answer.
@@ -135,6 +136,7 @@ class StreamWriter:
                 (head.seq, head.enqueued, pack(head.next), pack(head.received), pack(head.duplicates)),
             )
         self._connection.execute("COMMIT")
+        self.bytes_written += _COMMIT_BYTES
         if self._recent is not None and self._known_seq == before.seq:
             self._known_seq = head.seq
         return answers
