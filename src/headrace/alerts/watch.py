@@ -34,7 +34,8 @@ log = structlog.get_logger()
 ALERTS = "alerts"  # the stream of announcements, and the consumer group
 STATES = "alert_states"  # the collection of what is remembered, by stream
 ROWS_MAX = 5000
-WRITE_EVERY_S = 1.0  # openings and resolutions are written at once, the rest this often
+WRITE_EVERY_S = 1.0  # openings and resolutions are written at once, other changes this often
+REST_S = 10.0  # where nothing but the position changed: after a crash that much is looked at again, to the same end
 _SLACK = TICKS_PER_S  # an append under way may carry a stamp this much in the past
 _STATE = {"opened": "open", "resolved": "resolved"}  # what an announcement calls it
 
@@ -135,8 +136,8 @@ class Watch:
         self._positions = piece.positions
         self._changes += found
         urgent = any(change.kind != "held" for change in found)
-        due = self._clock.monotonic() - self._written_at >= WRITE_EVERY_S
-        if urgent or (due and (self._moved or self._changes)):
+        rested_s = self._clock.monotonic() - self._written_at
+        if urgent or rested_s >= (WRITE_EVERY_S if self._changes else REST_S if self._moved else float("inf")):
             await self.write()
         return rows
 

@@ -40,6 +40,10 @@ _TICK_SHARE = 0.1
 _TICK_MAX_S = 60.0
 _DERIVED = -1  # the offset that the engine gives to rows which no single event stands behind, a window's say
 _TRIES_MAX = 8
+_CHECKPOINT_REST = (
+    20.0  # a checkpoint that takes a second is followed by twenty without: large state is written less often
+)
+_CHECKPOINT_REST_MAX_S = 30.0
 
 
 class _Aside(NamedTuple):
@@ -86,6 +90,7 @@ class JobRunner:
         self._whole = True  # False while the query has seen rows whose epoch is not written
         self._stats = self._run.stats()
         self._checkpointed_s = 0.0
+        self._rest_s = 0.0
         self._ticked: dict[str, int] = {}
         self._busy_at = clock.now()
         self._inputs: Inputs
@@ -136,14 +141,14 @@ class JobRunner:
             await self._tick()
         else:
             await finish(self._process(portion))
-        if self._clock.monotonic() - self._checkpointed_s >= self._config.checkpoint_s:
+        if self._clock.monotonic() - self._checkpointed_s >= max(self._config.checkpoint_s, self._rest_s):
             await finish(self.checkpoint())
         return portion.rows if portion else 0
 
     async def checkpoint(self) -> None:
         """Make everything up to here durable: the books, the query's state, and that no epoch needs to run again."""
         positions = self._inputs.positions
-        self._checkpointed_s = self._clock.monotonic()
+        began = self._clock.monotonic()
         if positions != self._closed:  # rows that gave no output are an epoch too, so that the books have its number
             await self._begin(self._epoch + 1, {})
             self._end_epoch()
@@ -155,6 +160,8 @@ class JobRunner:
             self._journal.checkpoint(self._epoch, positions, self._run.snapshot(), extra)
 
         await asyncio.to_thread(write)
+        self._checkpointed_s = self._clock.monotonic()
+        self._rest_s = min(_CHECKPOINT_REST_MAX_S, _CHECKPOINT_REST * (self._checkpointed_s - began))
 
     async def close(self) -> None:
         """Stop reading ahead; what was not checkpointed runs again."""
