@@ -298,7 +298,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 def run(options: argparse.Namespace, folder: Path) -> int:
     project = WholeProject(folder / "plant")
     say(f"starting {project.folder}")
-    with project.running() as running:
+    with project.running(keep=options.dir is not None) as running:
         devices = running.register(options.connections)
         if options.find_max:
             return find_max(running, devices, options)

@@ -35,6 +35,7 @@ def run(
     connections: int,
     seconds: float,
     rng: random.Random,
+    keep: bool = False,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
     """Load for `seconds`, kill `victims` one after another at random moments, let all drain, judge.
@@ -43,7 +44,7 @@ def run(
     """
     project = WholeProject(folder / "plant")
     acknowledged = folder / "acknowledged"
-    with project.running():
+    with project.running(keep=keep):
         devices = project.register(connections)
         generator = project.generator(devices, acknowledged, rate=rate, connections=connections, seconds=seconds)
         try:
@@ -111,7 +112,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         victims = random_victims(options.kills, PARTS, rng)
         load = {"rate": options.rate, "connections": options.connections, "seconds": options.seconds}
-        result = run(folder, victims, rng=rng, **load)
+        result = run(folder, victims, rng=rng, keep=options.dir is not None, **load)
     print(json.dumps({"seed": options.seed, "exactly_once": exactly_once(result), **result}, indent=2))
     return 0 if exactly_once(result) else 1
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,12 +91,16 @@ class WholeProject:
         self.headrace("down", check=False)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[WholeProject]:
+    def running(self, *, keep: bool = False) -> Iterator[WholeProject]:
+        """Up, and down at the end. Unless `keep`, the database goes too: as root it does not lie in the project's folder."""
         try:
             self.up()
             yield self
         finally:
             self.down()
+            server = assembly.own_server(self.project)
+            if server is not None and not keep and not server.status().pid:
+                shutil.rmtree(server.status().data.parent, ignore_errors=True)
 
     def register(self, count: int, prefix: str = "fac1-cnc") -> Path:
         """Register devices; returns the file {device: connection string} that the generator reads."""
