@@ -14,6 +14,8 @@ need() { # need PACKAGE TEST...
   "$@" >/dev/null 2>&1 || missing+=("$package")
 }
 
+has_library() { ldconfig -p | grep -q "$1"; }
+
 python=$(command -v python3.11 || command -v python3 || true)
 [ -n "$python" ] || { say "python3 is missing: install Python 3.11 or newer"; exit 1; }
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -26,7 +28,10 @@ need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
 for name in "$@"; do
   case "$name" in
     --system) ;;
-    chromium) need chromium command -v chromium ;;
+    chromium)
+      need chromium command -v chromium
+      need libatomic1 has_library libatomic.so.1 # of the driver that Playwright brings
+      ;;
     mosquitto) need mosquitto-clients command -v mosquitto_pub ;;
     postgresql) need postgresql test -x /usr/lib/postgresql/15/bin/initdb ;;
     *) say "unknown system package $name"; exit 2 ;;

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from headrace.cli import MODULES, app
+from headrace.cli import MODULES
 from headrace.core.config import parse
 from headrace.core.plugins import collect
 
@@ -20,10 +20,10 @@ COMMAND = re.compile(r"^\s*(headrace [a-z].*?)(?:\s+#.*)?$", re.MULTILINE)
 
 
 def command_line() -> Any:
-    """The command tree, in typer's own copy of click."""
-    if not app.registered_commands:
-        for module in dict.fromkeys(MODULES.values()):
-            importlib.import_module(f"headrace.cli.{module}").register(app)
+    """The whole command tree, in typer's own copy of click. The program itself loads only the verb that was typed."""
+    app = typer.Typer()
+    for module in dict.fromkeys(MODULES.values()):
+        importlib.import_module(f"headrace.cli.{module}").register(app)
     return typer.main.get_command(app)
 
 
