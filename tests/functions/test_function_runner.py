@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from function_bench import Bench, EpochSink, Fuse, Killed, events
+from function_bench import Bench, EpochSink, events
+from fuse import Fuse, Killed
 
 from headrace.core.errors import DataError, Unavailable, UserError
 from headrace.core.flow import Outcome, SetAside

@@ -12,7 +12,8 @@ import msgspec
 import psycopg
 import pytest
 from deltalake import DeltaTable
-from function_bench import Bench, Fuse, Killed, MemoryLedger
+from function_bench import Bench, MemoryLedger
+from fuse import Fuse, Killed
 
 from headrace.core.clock import ManualClock, SystemClock
 from headrace.core.config import EntityConfig, LakeConfig, WarehouseConfig

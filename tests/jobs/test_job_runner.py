@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
-from job_plant import Fuse, Killed, Plant
+from fuse import Fuse, Killed
+from job_plant import Plant
 
 from headrace.core.errors import DataError
 from headrace.jobs.ledger import LedgerReport
