@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fuse import Fuse
+
 from headrace.core.clock import ManualClock
 from headrace.core.flow import LedgerEntry, Outcome
 from headrace.core.schema import EventBatch, event_batch
