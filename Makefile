@@ -26,7 +26,7 @@ test-all: ## the tests that take minutes too
 	@$(PYTHON) -m pytest $(ARGS)
 
 bench: setup ## every benchmark once; one JSON line each
-	@for file in benchmarks/*.py; do echo "# $$file"; $(PYTHON) $$file || exit 1; done
+	@for file in benchmarks/[!_]*.py; do echo "# $$file"; $(PYTHON) $$file || exit 1; done
 
 demo: setup ## simulated factories over MQTT to the console; DATA=file replays a real one; FOR=60 stops after a minute
 	@$(HEADRACE) demo $(if $(DATA),--data "$(DATA)") $(if $(FOR),--for $(FOR))

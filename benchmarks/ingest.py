@@ -298,7 +298,7 @@ def _measure_own(args: argparse.Namespace) -> int:
         server = subprocess.Popen(
             [
                 sys.executable,
-                str(Path(__file__).parent / "ingest_gateway.py"),
+                str(Path(__file__).parent / "_ingest_gateway.py"),
                 folder,
                 str(args.connections),
                 str(args.commit_interval_ms),

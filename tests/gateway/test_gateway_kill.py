@@ -16,11 +16,11 @@ CONNECTIONS = 20
 
 
 class Server:
-    """benchmarks/ingest_gateway.py in a folder; the same folder again is the same hub again."""
+    """benchmarks/_ingest_gateway.py in a folder; the same folder again is the same hub again."""
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(BENCHMARKS / "ingest_gateway.py"), str(folder), str(CONNECTIONS), "5"],
+            [sys.executable, str(BENCHMARKS / "_ingest_gateway.py"), str(folder), str(CONNECTIONS), "5"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
