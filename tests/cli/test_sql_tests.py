@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
+import provided
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -25,7 +26,7 @@ from headrace.sql.dialect import tokenize
 from headrace.sql.errors import SqlError
 from headrace.sql.format import format_script
 
-SHARED = Path("/work/shared/conformance/asa")
+SHARED = provided.CASES
 OWN = Path(__file__).parent.parent / "sql" / "cases"
 CASES = {path.stem: cases.load(path) for path in [*sorted(SHARED.glob("*.yaml")), *sorted(OWN.glob("*.yaml"))]}
 

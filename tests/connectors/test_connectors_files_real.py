@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
+import provided
 import pytest
 
 from headrace.connectors.files import FileRows, Rows, find_files
 from headrace.core.clock import to_iso
 
-DATA = Path("/work/shared/data")
+DATA = provided.DATA
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no recorded data sets in {DATA}")
 
 

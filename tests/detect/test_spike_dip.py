@@ -2,9 +2,9 @@
 
 import math
 import random
-from pathlib import Path
 
 import numpy as np
+import provided
 import pytest
 import yaml
 from one_key_reference import Reference
@@ -15,7 +15,7 @@ from headrace.detect.erf import Erf
 from headrace.detect.spike_dip import SpikeDip
 
 SECOND = TICKS_PER_S
-CASES = Path("/work/shared/conformance/asa")
+CASES = provided.CASES
 
 
 def workload(seed: int, rows: int = 600, keys: int = 7, step: int = SECOND):

@@ -1,9 +1,9 @@
 """Training: honest figures, clear refusals."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
+import provided
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
@@ -15,7 +15,7 @@ from headrace.core.errors import DataError, NotFound, Unavailable, UserError
 from headrace.ml.features import group_labels, matrix, rolling_means
 from headrace.ml.training import held_out, predict, train, train_from_file
 
-DATA = Path("/work/shared/data")
+DATA = provided.DATA
 
 
 @pytest.mark.parametrize(

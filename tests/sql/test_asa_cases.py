@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import provided
 import pytest
 
 from headrace.sql import cases
 from headrace.sql.cases import Cut
-from headrace.sql.errors import SqlError
 
-SHARED = Path("/work/shared/conformance/asa")
+SHARED = provided.CASES
 OWN = Path(__file__).parent / "cases"
-UNSUPPORTED = set((Path(__file__).parent / "unsupported.txt").read_text().split())
 CASES = sorted(SHARED.glob("*.yaml")) + sorted(OWN.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_a_case_gives_its_rows_however_it_is_cut(path: Path) -> None:
     case = cases.load(path)
-    if case.name in UNSUPPORTED:
-        with pytest.raises(SqlError) as caught:
-            case.plan()
-        assert caught.value.code == "sql.unsupported"
-        assert caught.value.line >= 1
-        return
     verdict = cases.run_file(path, Cut())
     assert verdict.passed, verdict.problem
     if "expect_error" in case.keys:
