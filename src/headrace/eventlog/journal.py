@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from headrace.core.sqlite import open_shared, transaction, unavailable
 from headrace.core.schema import EventBatch
+from headrace.core.sqlite import open_shared, transaction, unavailable
 from headrace.eventlog.contract import Positions
 
 FIRST_EPOCH = 1
