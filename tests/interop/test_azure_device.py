@@ -110,7 +110,8 @@ async def test_the_official_sdk_sends_and_every_message_is_stored_once(azure_pyt
 async def test_the_official_sdk_is_told_that_its_key_is_wrong(azure_python: Path, stand: Stand) -> None:
     text = connection_string.build(HUB, "press-07", WRONG_KEY)
     code, output = await ran(azure_python, "azure_device.py", text, stand.authority.ca_path, stand.ports.mqtt_port, 1)
-    assert (code, output.strip().splitlines()[-1:]) == (3, ["credential error"]), output
+    # The SDK's own threads may complain of the closed connection before and after it.
+    assert (code, "credential error" in output.splitlines()) == (3, True), output
 
 
 async def test_the_sessions_of_the_official_sdk_are_remembered(azure_python: Path, stand: Stand) -> None:
