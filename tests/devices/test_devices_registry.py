@@ -15,9 +15,9 @@ from headrace.docstore.sqlite import SqliteDocStore
 
 
 async def test_a_created_device_is_read_back_with_its_keys(commands: DeviceCommands, queries: DeviceQueries) -> None:
-    made = await commands.create("press-07", entity_id="press", site="lyon", tags={"line": 3})
+    made = await commands.create("press-07", entity_id="press", site="lyon")
     assert await queries.get("press-07") == made
-    assert (made.status, made.entity_id, made.site, made.tags) == ("enabled", "press", "lyon", {"line": 3})
+    assert (made.status, made.entity_id, made.site) == ("enabled", "press", "lyon")
     assert made.primary_key != made.secondary_key
     assert len(base64.b64decode(made.primary_key)) == len(base64.b64decode(made.secondary_key)) == 32
     assert len(made.generation_id) == 18
@@ -91,13 +91,13 @@ async def _get(commands: DeviceCommands, id: str) -> Device:
 async def test_changes_keep_the_keys(commands: DeviceCommands, queries: DeviceQueries) -> None:
     made = await commands.create("a")
     assert (await commands.disable("a")).enabled is False
-    await commands.set_tags("a", {"line": 2})
+    await commands.set_site("a", "lyon")
     changed = await commands.enable("a")
     assert changed == await queries.get("a")
-    assert (changed.primary_key, changed.generation_id, changed.tags) == (
+    assert (changed.primary_key, changed.generation_id, changed.site) == (
         made.primary_key,
         made.generation_id,
-        {"line": 2},
+        "lyon",
     )
 
 
@@ -105,9 +105,9 @@ async def test_changes_at_the_same_time_are_all_kept(tmp_path: Path, clock: Manu
     docs = SqliteDocStore(tmp_path / "docs.sqlite", clock)
     commands = DeviceCommands(docs, clock, lambda n: bytes(n))
     await commands.create("a")
-    await asyncio.gather(commands.disable("a"), commands.set_tags("a", {"x": 1}))
+    await asyncio.gather(commands.disable("a"), commands.set_site("a", "x"))
     device = await DeviceQueries(docs).get("a")
-    assert (device.status, device.tags) == ("disabled", {"x": 1})
+    assert (device.status, device.site) == ("disabled", "x")
     await docs.close()
 
 

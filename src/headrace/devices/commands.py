@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -37,7 +37,6 @@ class DeviceCommands:
         secondary_key: str = "",
         entity_id: str = "",
         site: str = "",
-        tags: Mapping[str, Any] | None = None,
         status: Status = "enabled",
     ) -> Device:
         """Raises Conflict when there is one of that id, UserError for an id or key that breaks the rules."""
@@ -49,7 +48,6 @@ class DeviceCommands:
                 secondary_key=secondary_key,
                 entity_id=entity_id,
                 site=site,
-                tags=dict(tags or {}),
             )
         )
         try:
@@ -94,9 +92,8 @@ class DeviceCommands:
         """It is refused at its next connect, and gateways drop a connection it has."""
         return await self._change(id, status="disabled")
 
-    async def set_tags(self, id: str, tags: Mapping[str, Any]) -> Device:
-        """Replace all tags."""
-        return await self._change(id, tags=dict(tags))
+    async def set_site(self, id: str, site: str) -> Device:
+        return await self._change(id, site=site)
 
     async def delete(self, id: str) -> None:
         """Raises NotFound when there is none."""
@@ -115,7 +112,6 @@ class DeviceCommands:
             generation_id=f"{int.from_bytes(self._random_bytes(8)) % 10**18:018d}",
             entity_id=draft.entity_id or draft.id,
             site=draft.site,
-            tags=draft.tags,
             created=self._clock.now(),
         )
 

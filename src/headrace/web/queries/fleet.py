@@ -55,7 +55,7 @@ async def device(state: State, entity: FromPath[str]) -> Device:
     )
 
 
-_PUBLIC = ("status", "site", "tags")
+_PUBLIC = ("status", "site")
 
 
 def _public(device: Document) -> dict[str, Any]:
