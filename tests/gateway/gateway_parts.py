@@ -17,7 +17,8 @@ from headrace.core.identity import EventIds
 from headrace.core.observe.metrics import Metrics
 from headrace.core.schema import EventBatch
 from headrace.devices.authority import DevelopmentAuthority
-from headrace.devices.model import Device
+from headrace.devices.model import Device, Module
+from headrace.devices.policies import Policy
 from headrace.docstore.memory import MemoryDocStore
 from headrace.eventlog.contract import Appended, LogFull
 from headrace.eventlog.memory import MemoryEventLog
@@ -51,10 +52,19 @@ class Devices:
     def __init__(self, devices: Iterable[Device]) -> None:
         self._devices = {found.id: found for found in devices}
         self.made: list[Device] = []  # in the registry, and not heard of yet
+        self.modules: dict[str, Module] = {}
+        self.policies: dict[str, Policy] = {}
         self.on_change: list[Callable[[str, Device | None], None]] = []
+        self.on_module_change: list[Callable[[str, Module | None], None]] = []
 
     def get(self, id: str) -> Device | None:
         return self._devices.get(id)
+
+    def module(self, device: str, id: str) -> Module | None:
+        return self.modules.get(f"{device}/{id}")
+
+    def policy(self, name: str) -> Policy | None:
+        return self.policies.get(name)
 
     async def refresh(self) -> None:
         self._devices |= {found.id: found for found in self.made}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from headrace.alerts.incidents import IncidentStore
     from headrace.devices.authority import DevelopmentAuthority
     from headrace.devices.commands import DeviceCommands
+    from headrace.devices.policies import PolicyStore
     from headrace.devices.queries import DeviceQueries
     from headrace.docstore.sqlite import SqliteDocStore
     from headrace.eventlog.contract import EventLog
@@ -130,6 +131,12 @@ class Platform:
         from headrace.devices.queries import DeviceQueries
 
         return DeviceQueries(self.docs)
+
+    @cached_property
+    def policies(self) -> PolicyStore:
+        from headrace.devices.policies import PolicyStore
+
+        return PolicyStore(self.docs, self.clock, os.urandom)
 
     @cached_property
     def authority(self) -> DevelopmentAuthority:

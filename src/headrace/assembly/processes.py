@@ -64,6 +64,7 @@ async def _gateway(platform: Platform, ready: Ready, stop: asyncio.Event) -> Non
     from headrace.devices.queries import DeviceDirectory
     from headrace.gateway.server import Gateway
 
+    await platform.policies.ensure()
     directory = DeviceDirectory(platform.docs, clock=platform.clock)
     await directory.open()
     gateway = Gateway(

@@ -6,7 +6,7 @@ appear in a repr, a log line or an error. Tags and properties belong to the twin
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -78,25 +78,53 @@ class Module(Credentials, frozen=True, kw_only=True):
         yield "keys", "***"
 
 
-class Draft(msgspec.Struct, frozen=True, kw_only=True):
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asks for of credentials. None and empty: made when an identity is created, kept when it is changed."""
+
+    authentication: Authentication | None = None
+    primary_key: str = ""
+    secondary_key: str = ""
+    primary_thumbprint: str = ""
+    secondary_thumbprint: str = ""
+
+
+class Draft(Asked, frozen=True, kw_only=True):
     """A device that somebody asks for. Keys left empty are made; `entity_id` left empty is the device's id."""
 
     id: str
     status: Status = "enabled"
     status_reason: str = ""
-    authentication: Authentication = "sas"
-    primary_key: str = ""
-    secondary_key: str = ""
-    primary_thumbprint: str = ""
-    secondary_thumbprint: str = ""
     entity_id: str = ""
     site: str = ""
-    iot_edge: bool = False
-    scope: str = ""
-    parents: tuple[str, ...] = ()
+    iot_edge: bool | None = None
+    scope: str | None = None
+    parents: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"Draft(id={self.id!r}, status={self.status!r}, keys=***)"
+
+
+class ModuleDraft(Asked, frozen=True, kw_only=True):
+    """A module that somebody asks for, as a draft of a device."""
+
+    device: str
+    id: str
+    managed_by: str = ""
+
+    def __repr__(self) -> str:
+        return f"ModuleDraft(device={self.device!r}, id={self.id!r}, keys=***)"
+
+
+class Registered(NamedTuple):
+    """A device as it stands in the registry."""
+
+    device: Device
+    etag: str
+
+
+class RegisteredModule(NamedTuple):
+    module: Module
+    etag: str
 
 
 def to_body(device: Device) -> dict[str, Any]:

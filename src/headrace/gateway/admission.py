@@ -6,6 +6,7 @@ The answers to an unknown device and to a wrong key look alike from outside, so 
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
@@ -13,17 +14,23 @@ import structlog
 
 from headrace.core.clock import TICKS_PER_S, Clock
 from headrace.core.errors import Unavailable, UserError
-from headrace.devices.model import Device
+from headrace.devices.model import Credentials, Device, Module
+from headrace.devices.policies import Policy, Right
 from headrace.wire.iothub import sas
 from headrace.wire.iothub.topics import BadUserName, Identity, bag_of, parse_user_name, telemetry_prefix
 from headrace.wire.mqtt import codec
 from headrace.wire.mqtt.codec import Connect
 
 ID_REFUSED, UNAVAILABLE, BAD_CREDENTIALS, NOT_AUTHORISED = 2, 3, 4, 5
-STALE = frozenset({"unknown_device", "token_signature", "disabled_device"})
+STALE = frozenset(
+    {"unknown_device", "unknown_module", "token_signature", "disabled_device", "unknown_policy", "no_key"}
+)
 """Refusals that the directory may only not have heard the news about. A wrong key is among them, so that it takes as long as
 an unknown device."""
 LEARN_TIMEOUT_S = 5.0
+SAS_METHODS = {scope: f'{{"scope":"{scope}","type":"sas","issuer":"iothub"}}' for scope in ("device", "module", "hub")}
+NO_KEY = base64.b64encode(bytes(32)).decode()
+"""What a stranger's token is compared with, so that a name without keys takes as long as one with two."""
 CLIENT_ID_CHARS_MAX = 257  # a device and a module of 128 each
 
 log = structlog.get_logger()
@@ -33,6 +40,10 @@ class Directory(Protocol):
     """What the gateway asks of devices.queries.DeviceDirectory."""
 
     def get(self, id: str) -> Device | None: ...
+
+    def module(self, device: str, id: str) -> Module | None: ...
+
+    def policy(self, name: str) -> Policy | None: ...
 
     async def refresh(self) -> None: ...
 
@@ -52,6 +63,12 @@ class Admitted(NamedTuple):
     identity: Identity
     device: Device
     expires_s: float  # UTC seconds, leeway included
+    module: Module | None = None
+    method: str = SAS_METHODS["device"]  # what IoT Hub stamps on messages as iothub-connection-auth-method
+
+    @property
+    def generation_id(self) -> str:
+        return self.device.generation_id if self.module is None else self.module.generation_id
 
 
 class Admission:
@@ -101,22 +118,57 @@ class Admission:
         except sas.TokenRefused as exc:
             raise Refused(exc.reason, exc.message, hint=exc.hint, connack=BAD_CREDENTIALS) from exc
         device = self._directory.get(identity.device)
-        if device is None or identity.module is not None:
+        named = identity.module
+        module = None if device is None or named is None else self._directory.module(identity.device, named)
+        subject: Credentials | None = device if identity.module is None else module
+        if subject is None or device is None:
+            self._verify(token, (NO_KEY, NO_KEY), identity.path, refuse=False)
             kind = "device" if device is None else "module"
             raise Refused(f"unknown_{kind}", f"there is no such {kind}", hint="create it with `headrace device create`")
+        keys = [key for key in (subject.primary_key, subject.secondary_key) if key]
+        if subject.authentication in ("selfSigned", "certificateAuthority") or not (keys or token.policy):
+            self._verify(token, (NO_KEY, NO_KEY), identity.path, refuse=False)
+            raise Refused("no_key", "this identity has no key", hint="connect with its certificate")
         if token.policy is not None:
-            raise Refused("policy", "tokens of shared policies are not accepted", hint="use the device's own key")
+            self._policy(token, identity.path, "DeviceConnect")
+            method = SAS_METHODS["hub"]
+        else:
+            self._verify(token, (keys[0], keys[-1]), identity.path)
+            method = SAS_METHODS["device" if module is None else "module"]
+        if not device.enabled:
+            raise Refused("disabled_device", f"device {device.id!r} is disabled", hint="enable it first")
+        return Admitted(identity, device, token.expires_s + self._leeway_s, module, method)
+
+    def service(self, text: str, path: str, right: Right) -> Policy:
+        """Check a service's token for `path` (decoded, without the leading slash). Raises Refused; the policy must have
+        `right`."""
+        try:
+            token = sas.parse(text)
+        except sas.TokenRefused as exc:
+            raise Refused(exc.reason, exc.message, hint=exc.hint) from exc
+        return self._policy(token, path, right)
+
+    def _policy(self, token: sas.Token, path: str, right: Right) -> Policy:
+        policy = self._directory.policy(token.policy or "")
+        if policy is None:
+            self._verify(token, (NO_KEY, NO_KEY), path, refuse=False)
+            raise Refused("unknown_policy", "there is no such policy", hint="`headrace hub info` shows them")
+        self._verify(token, policy.keys, path)
+        if right not in policy.rights:
+            raise Refused("right", f"policy {policy.name!r} has no {right}", hint="use a policy that has")
+        return policy
+
+    def _verify(self, token: sas.Token, keys: tuple[str, str], path: str, *, refuse: bool = True) -> None:
+        """Raises Refused, unless only the time that it takes is wanted."""
         try:
             sas.verify(
                 token,
-                keys=(device.primary_key, device.secondary_key),
+                keys=keys,
                 hosts=self._hosts,
-                path=identity.path,
+                path=path,
                 now_s=self._clock.now() / TICKS_PER_S,
                 leeway_s=self._leeway_s,
             )
         except sas.TokenRefused as exc:
-            raise Refused(exc.reason, exc.message, hint=exc.hint) from exc
-        if device.status != "enabled":
-            raise Refused("disabled_device", f"device {device.id!r} is disabled", hint="enable it first")
-        return Admitted(identity, device, token.expires_s + self._leeway_s)
+            if refuse:
+                raise Refused(exc.reason, exc.message, hint=exc.hint) from exc

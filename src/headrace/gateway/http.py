@@ -153,7 +153,7 @@ class HttpDoor:
 
 def _outside(exc: Refused) -> tuple[str, str]:
     """What a stranger is told: the same for an unknown device as for a wrong key."""
-    if exc.reason in ("unknown_device", "unknown_module", "token_signature", "disabled_device"):
+    if exc.reason in STALE:
         return "no such device, or not its key", "check device id and key; the device must be enabled"
     return exc.message, exc.hint
 
