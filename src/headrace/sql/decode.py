@@ -1,104 +1,24 @@
 """Payloads: the bodies of a batch, decoded once for all that read them, and only the fields that are wanted.
 
-One decoder serves any batch size: msgspec reads all lines into structs that hold only the wanted fields and skips the
-rest. So a small and a large batch cannot differ. A body that is no JSON object fails alone, because lines are read again
-one by one when reading them together failed. Field names match exactly first, then ignoring case.
+What a body means is `decoder.Decoder`'s affair; a payload holds on to its columns, and finds those that nobody foresaw.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.core.schema import LOG_SCHEMA, EventBatch
 from headrace.sql import values
-from headrace.sql.values import DATETIME, INT_MAX, INT_MIN, TEXT, Bools, Column, Ints
+from headrace.sql.decoder import VIRTUAL, Decoder, Fields, decode_record, decode_records, get_field
+from headrace.sql.values import DATETIME, TEXT, Bools, Column, Ints
 
-_UNSET = msgspec.UNSET
-_UNSET_TYPE = type(_UNSET)
-_RECORDS = msgspec.json.Decoder(dict[str, Any])
-VIRTUAL = ("eventenqueuedutctime", "eventprocessedutctime", "partitionid", "iothub")
-"""Names that every event has beside its payload; never part of `*`. Fields of that name in the payload win."""
-
-
-def _fits(value: Any) -> bool:
-    """Whether all integers in a value fit 64 bits."""
-    kind = type(value)
-    if kind is int:
-        return bool(INT_MIN <= value <= INT_MAX)
-    if kind is dict:
-        return all(_fits(part) for part in value.values())
-    if kind is list:
-        return all(_fits(part) for part in value)
-    return True
-
-
-class Decoder:
-    """Knows which fields a plan reads from one input, and under which spellings they have come so far."""
-
-    def __init__(self, names: Sequence[str], *, whole: bool = False) -> None:
-        self.names = tuple(dict.fromkeys(names))
-        # Somebody needs all fields, or a name that structs cannot have: read records, and columns from them.
-        self.whole = whole or any(set(name) & {'"', "\\"} or not name.isprintable() for name in self.names)
-        self._compile()
-
-    def _compile(self) -> None:
-        names = () if self.whole else self.names
-        fields = [(f"f{index}", Any, _UNSET) for index in range(len(names))]
-        rename = {f"f{index}": name for index, name in enumerate(names)}
-        struct = msgspec.defstruct("Fields", fields, rename=rename, gc=False)
-        self._lines = msgspec.json.Decoder(struct)
-        self._pick = [operator.attrgetter(field) for field, _, _ in fields]
-
-    def bad_rows(self, bodies: pa.Array) -> dict[int, str]:
-        """Rows that are no JSON object, with what is wrong. Called where reading all together failed."""
-        bad: dict[int, str] = {}
-        for row, body in enumerate(bodies.to_pylist()):
-            try:
-                record = _RECORDS.decode(body)
-                if not _fits(record):
-                    bad[row] = "an integer does not fit 64 bits"
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-                bad[row] = str(exc)[:200]
-        return bad
-
-    def records(self, bodies: pa.Array) -> list[dict[str, Any]] | None:
-        """Whole payloads, or None where a body is not a JSON object."""
-        return self._read(bodies, _RECORDS)
-
-    def columns(self, bodies: pa.Array) -> dict[str, list[Any]] | None:
-        """Lists of values (UNSET where the field is absent) per wanted name, or None where a body is not a JSON object."""
-        objects = self._read(bodies, self._lines)
-        if objects is None:
-            return None
-        return {name: list(map(pick, objects)) for name, pick in zip(self.names, self._pick, strict=True)}
-
-    def _read(self, bodies: pa.Array, decoder: msgspec.json.Decoder[Any]) -> list[Any] | None:
-        rows = len(bodies)
-        if rows == 0:
-            return []
-        lines = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), bodies), b"\n")
-        joined = lines[0].as_buffer()
-        marks = np.frombuffer(joined, np.uint8)
-        try:
-            if len(marks) and marks.max() > 127:
-                str(joined, "utf-8")  # skipped fields must be UTF-8 too, else the answer would depend on what is read
-            if np.count_nonzero(marks == 10) == rows - 1:  # else a body holds a line break of its own
-                found = decoder.decode_lines(joined)
-                return found if len(found) == rows else None
-            return [decoder.decode(body) if decoder is _RECORDS else self._one(body) for body in bodies.to_pylist()]
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
-
-    def _one(self, body: bytes) -> Any:
-        return self._lines.decode(body)
+__all__ = ["VIRTUAL", "Decoder", "Payload", "get_field", "mask_of"]
 
 
 class Payload:
@@ -144,27 +64,32 @@ class Payload:
     @staticmethod
     def split(events: EventBatch, decoder: Decoder) -> tuple[Payload, Ints, list[str]]:
         """The payload of the events that can be decoded, the rows that cannot, and what is wrong with each."""
-        payload = _Decoded(events, decoder)
-        if payload.decode():
-            return payload, np.zeros(0, np.int64), []
-        bad = decoder.bad_rows(events.column("_body"))
-        keep = np.ones(events.num_rows, np.bool_)
-        at = np.fromiter(bad, np.int64, len(bad))
-        keep[at] = False
-        payload = _Decoded(events.filter(pa.array(keep)), decoder)
-        if not payload.decode():  # struct and record decoding judged differently: records win
-            payload.decode_records()
-        return payload, at, list(bad.values())
+        fields = decoder.read(events.column("_body"))
+        if not fields.bad:
+            return _Decoded(events, decoder, fields), np.zeros(0, np.int64), []
+        bad = np.fromiter(fields.bad, np.int64, len(fields.bad))
+        good = np.flatnonzero(~mask_of(fields.rows, bad))
+        return _Decoded(events.take(pa.array(good)), decoder, _take(fields, good)), bad, list(fields.bad.values())
+
+
+def _take(fields: Fields, at: Ints) -> Fields:
+    return Fields(
+        len(at),
+        {name: column.take(at) for name, column in fields.columns.items()},
+        {name: absent[at] for name, absent in fields.absent.items()},
+        None if fields.records is None else [fields.records[row] for row in at.tolist()],
+        {},
+    )
 
 
 class _Decoded(Payload):
-    def __init__(self, events: EventBatch, decoder: Decoder) -> None:
+    def __init__(self, events: EventBatch, decoder: Decoder, fields: Fields) -> None:
         self._events = events
         self._decoder = decoder
         self.rows = events.num_rows
-        self._columns: dict[str, Column] = {}
-        self._records: list[dict[str, Any]] | None = None
+        self._records = fields.records
         self._spellings: dict[str, list[str]] | None = None  # of the fields that `_records` have, by their lower case
+        self._columns = {name: self._filled(name, column, fields) for name, column in fields.columns.items()}
 
     def events(self) -> EventBatch:
         return self._events
@@ -175,50 +100,12 @@ class _Decoded(Payload):
     def settle(self) -> Payload:
         return self
 
-    def decode(self) -> bool:
-        bodies = self._events.column("_body")
-        try:
-            if self._decoder.whole:
-                self._records = self._decoder.records(bodies)
-                if self._records is not None and not all(map(_fits, self._records)):
-                    self._records = None
-                return self._records is not None
-            columns = self._decoder.columns(bodies)
-            if columns is None:
-                return False
-            for name, found in columns.items():
-                self._columns[name] = self._finish(name, found)
-        except OverflowError:
-            self._columns.clear()
-            return False
-        return True
-
-    def decode_records(self) -> None:
-        self._records = [_RECORDS.decode(body) for body in self._events.column("_body").to_pylist()]
-
-    def _finish(self, name: str, found: list[Any]) -> Column:
-        types = set(map(type, found))
-        if _UNSET_TYPE in types:
-            found = self._other_spellings(name, found)
-            types = set(map(type, found))
-        if (dict in types or list in types) and not all(map(_fits, found)):
-            raise OverflowError
-        return values.from_values(found, types)
-
-    def _other_spellings(self, name: str, found: list[Any]) -> list[Any]:
-        """Fill in fields that only differ in case. Looks into a body again only where the name stands in it at all."""
-        needle = name.lower().encode()
-        missing = [row for row, value in enumerate(found) if value is _UNSET]
-        bodies = self._events.column("_body").take(pa.array(missing)).to_pylist()
-        for row, body in zip(missing, bodies, strict=True):
-            found[row] = None
-            if needle in body.lower() or b"\\" in body or not name.isascii():
-                found[row] = _ignoring_case(_RECORDS.decode(body), name)
-        if name.lower() in VIRTUAL:
-            extra = self._virtual(name.lower()).to_list()
-            for row in missing:
-                found[row] = extra[row] if found[row] is None else found[row]
-        return found
+    def _filled(self, name: str, column: Column, fields: Fields) -> Column:
+        """The column with the events' own values where the payload has no such field."""
+        absent = fields.absent.get(name)
+        if absent is None:
+            return column
+        return values.merge(self.rows, [(~absent, column), (absent, self._virtual(name.lower()))])
 
     def _virtual(self, name: str) -> Column:
         if name == "partitionid":
@@ -239,11 +126,11 @@ class _Decoded(Payload):
 
     def _find(self, name: str) -> Column:
         if self._records is None:  # a name that the plan did not foresee
-            if Decoder([name]).whole:
+            one = Decoder([name], compiled=self._decoder.library is not None)
+            if one.whole:
                 return values.from_values([get_field(record, name) for record in self.records()])
-            one = Decoder([name]).columns(self._events.column("_body"))
-            assert one is not None, "the payload was decoded before"
-            return self._finish(name, one.get(name, []))
+            fields = one.read(self._events.column("_body"))
+            return self._filled(name, fields.columns[name], fields)
         column = self._field(self._records, name)
         if name.lower() not in VIRTUAL:
             return column
@@ -266,9 +153,8 @@ class _Decoded(Payload):
 
     def records(self) -> list[dict[str, Any]]:
         if self._records is None:
-            self._records = self._decoder.records(self._events.column("_body"))
-        if self._records is None:
-            self._records = [_record_or_nothing(body) for body in self._events.column("_body").to_pylist()]
+            bodies = self._events.column("_body")
+            self._records = decode_records(bodies) or [decode_record(body) for body in bodies.to_pylist()]
         return self._records
 
 
@@ -302,12 +188,10 @@ class _Taken(Payload):
         return [records[row] for row in self._at.tolist()]
 
     def settle(self) -> Payload:
-        settled = _Decoded(self.events(), _decoder_of(self))
-        for name in _decoder_of(self).names:
-            settled._columns[name] = self.column(name)
-        if _decoder_of(self).whole:
-            settled._records = self.records()
-        return settled
+        decoder = _decoder_of(self)
+        columns = {} if decoder.whole else {name: self.column(name) for name in decoder.names}
+        records = self.records() if decoder.whole else None
+        return _Decoded(self.events(), decoder, Fields(self.rows, columns, {}, records, {}))
 
 
 class _Joined(Payload):
@@ -349,31 +233,6 @@ def _decoder_of(payload: Payload) -> Decoder:
     while not isinstance(payload, _Decoded):
         payload = payload._of if isinstance(payload, _Taken) else payload._of[0]  # type: ignore[attr-defined]
     return payload._decoder
-
-
-def _record_or_nothing(body: bytes) -> dict[str, Any]:
-    try:
-        return _RECORDS.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return {}
-
-
-def _lookup(record: dict[str, Any], name: str) -> Any:
-    found = record.get(name, _UNSET)
-    return _ignoring_case(record, name) if found is _UNSET else found
-
-
-def _ignoring_case(record: dict[str, Any], name: str) -> Any:
-    wanted = name.lower()
-    for key, value in record.items():
-        if key.lower() == wanted:
-            return value
-    return None
-
-
-def get_field(record: Any, name: str) -> Any:
-    """The field of a record by name, exact spelling first; None where it is absent or `record` is no record."""
-    return _lookup(record, name) if type(record) is dict else None
 
 
 def mask_of(rows: int, at: Ints) -> Bools:
