@@ -14,7 +14,7 @@ from sql_events import log_events
 
 from headrace.sql import native
 from headrace.sql.decode import Decoder, Payload
-from headrace.sql.moments import parse_moment
+from headrace.sql.moments import parse_moment, parse_moments
 from headrace.sql.native import build as built
 
 BODIES = [
@@ -148,6 +148,10 @@ def test_times_are_read_as_the_clock_reads_them() -> None:
     for text, tick, fits in zip(texts, ticks.tolist(), good.tolist(), strict=True):
         if fits:
             assert tick == parse_moment(text), text
+    for some in (texts, [*texts, None], [text for text in texts if len(text) == 20]):
+        compiled, plain = (parse_moments(pa.array(some, pa.string()), compiled=how) for how in (True, False))
+        assert compiled[0].tolist() == plain[0].tolist()
+        assert compiled[1].tolist() == plain[1].tolist()
 
 
 def test_a_library_of_another_source_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Text to time for a whole column at once.
 
-ISO 8601 in its usual shapes is read digit by digit with NumPy over Arrow's bytes (about 0.05 us a value); whatever does
-not look exactly so goes through `core.clock.from_iso`, one value at a time, and that decides.
+ISO 8601 in its usual shapes is read digit by digit over Arrow's bytes, by the compiled parser where there is one (about
+0.02 us a value) or with NumPy; whatever does not look exactly so goes through `core.clock.from_iso`, one value at a time,
+and that decides.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from headrace.core.clock import TICKS_PER_S, from_iso, to_iso
 from headrace.core.errors import UserError
+from headrace.sql import native
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -70,8 +72,23 @@ def parse_moment(text: str) -> int | None:
         return None
 
 
-def parse_moments(texts: pa.StringArray) -> tuple[Ints, Bools]:
+def parse_moments(texts: pa.StringArray, *, compiled: bool = True) -> tuple[Ints, Bools]:
     """Ticks per text and whether it was a time. Null texts are not."""
+    library = native.library() if compiled and not texts.null_count else None
+    ticks, good = library.moments(texts) if library is not None and len(texts) else _read_blocks(texts)
+    if good.all():
+        return ticks, good
+    for row in np.flatnonzero(~good).tolist():
+        text = texts[row].as_py()
+        slow = parse_moment(text) if text else None
+        if slow is not None:
+            ticks[row] = slow
+            good[row] = True
+    return ticks, good
+
+
+def _read_blocks(texts: pa.StringArray) -> tuple[Ints, Bools]:
+    """Ticks of texts, and which of them had a shape read here."""
     rows = len(texts)
     ticks: Ints = np.zeros(rows, np.int64)
     good: Bools = np.zeros(rows, np.bool_)
@@ -94,13 +111,8 @@ def parse_moments(texts: pa.StringArray) -> tuple[Ints, Bools]:
         else:
             block = bytes_[offsets[:-1][at][:, None] + np.arange(size)]
         found, fits = _read_block(block)
-        ticks[at] = found
+        ticks[at] = np.where(fits, found, 0)
         good[at] = fits
-    for row in np.flatnonzero(~good & (lengths > 0)).tolist():
-        slow = parse_moment(texts[row].as_py())
-        if slow is not None:
-            ticks[row] = slow
-            good[row] = True
     return ticks, good
 
 
