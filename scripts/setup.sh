@@ -33,6 +33,10 @@ for name in "$@"; do
       need libatomic1 has_library libatomic.so.1 # of the driver that Playwright brings
       ;;
     mosquitto) need mosquitto-clients command -v mosquitto_pub ;;
+    compiler) # for the JSON parser; without one the plain decoder does the work
+      need gcc command -v cc
+      need libc6-dev test -e /usr/include/stdlib.h
+      ;;
     postgresql) need postgresql test -x /usr/lib/postgresql/15/bin/initdb ;;
     *) say "unknown system package $name"; exit 2 ;;
   esac
@@ -51,8 +55,11 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
+native() { .venv/bin/python src/headrace/sql/native/build.py || true; } # the JSON parser, where a compiler is
+
 stamp=.venv/.ready
 if [ -f "$stamp" ] && [ "$stamp" -nt requirements.lock ] && [ "$stamp" -nt pyproject.toml ]; then
+  native >/dev/null
   exit 0
 fi
 say "making .venv from requirements.lock"
@@ -60,5 +67,6 @@ say "making .venv from requirements.lock"
 [ -x .venv/bin/uv ] || .venv/bin/python -m pip install -qq --disable-pip-version-check uv
 .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.lock
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+say "$(native)"
 touch "$stamp"
 say "ready: $(du -sh .venv | cut -f1) in .venv"

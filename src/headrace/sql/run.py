@@ -32,8 +32,9 @@ from headrace.sql.output import OutputRows, Results, SetAsideRows
 from headrace.sql.plan import FromNode, InputNode, JoinNode, MatchNode, Plan, SelectNode
 from headrace.sql.rows import Named, Rows
 from headrace.sql.state import bytes_table, hashable, pack, table_bytes, thawed, unpack
+from headrace.sql.values import Ints
 
-__all__ = ["OutputRows", "Policies", "Results", "Run", "SetAsideRows"]
+__all__ = ["Decoded", "OutputRows", "Policies", "Results", "Run", "SetAsideRows"]
 _VERSION = 2
 _HELD = (StreamJoinOperator, MatchOperator)
 """Operators whose results may be older than the mark of their sources: they say how far they are."""
@@ -55,6 +56,16 @@ class Lane(NamedTuple):
 
     def level(self) -> Watermark:
         return max(operator.level for operator in self.operators if isinstance(operator, Timeline))
+
+
+class Decoded(NamedTuple):
+    """Events of one input and what `Run.decode` made of them: the rows that cannot be read, and what is wrong with each."""
+
+    input: str
+    events: EventBatch
+    payload: Payload
+    bad: Ints
+    details: list[str]
 
 
 def _held(operator: AnyOperator) -> int:
@@ -216,13 +227,21 @@ class Run:
 
     # -- events
 
-    def process(self, input: str, batch: EventBatch) -> Results:
-        """Events of one input (LOG_SCHEMA), in merged order, each later than all before. Raises RowError, DataError."""
+    def decode(self, input: str, batch: EventBatch) -> Decoded:
+        """Events as `process` takes them, decoded ahead. Touches no state: another thread may do it, in any order."""
         self._check(input)
+        return Decoded(input, batch, *Payload.split(batch, self.decoders[input]))
+
+    def process(self, input: str, batch: EventBatch | Decoded) -> Results:
+        """Events of one input (LOG_SCHEMA), in merged order, each later than all before. Raises RowError, DataError."""
+        if not isinstance(batch, Decoded):
+            batch = self.decode(input, batch)
+        assert batch.input == input, "decoded for another input"
         self._input = input
-        payload, bad, details = Payload.split(batch, self.decoders[input])
-        if len(bad):
-            self._aside.append(SetAsideRows(input, batch.take(pa.array(bad)), "undecodable", details))
+        payload = batch.payload
+        if len(batch.bad):
+            events = batch.events.take(pa.array(batch.bad))
+            self._aside.append(SetAsideRows(input, events, "undecodable", batch.details))
         if self.plan.substreams:
             return self._process_lanes(input, payload)
         fresh: dict[int, Rows] = {}
@@ -447,7 +466,9 @@ class Run:
                 operator.restore(bytes_table(parts[0]))
 
     def stats(self) -> dict[str, Any]:
-        """Rows in, rows out and state rows per operator, and the watermark (ticks, None before the first) per input."""
+        """Rows in, rows out and state rows per operator; per input the watermark (ticks, None before the first) and how it
+        is decoded (`compiled` or `plain`).
+        """
         lanes = list(self.lanes.values()) if self.plan.substreams else [Lane(self.operators, self.marks)]
         operators = [
             {
@@ -464,4 +485,5 @@ class Run:
             levels = [_mark_of(lane.operators[at]) for lane in lanes for at in at_input]
             lowest = min(levels, default=MIN_WATERMARK)
             marks[input] = lowest if MIN_WATERMARK < lowest < MAX_WATERMARK else None
-        return {"operators": operators, "watermarks": marks}
+        kinds = {name: decoder.kind for name, decoder in self.decoders.items()}
+        return {"operators": operators, "watermarks": marks, "decoders": kinds}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from headrace.sql.native.build import build
+from headrace.sql.native.build import report
 
-found, why = build()
-print(f"json parser: {found.name if found else 'none, the plain one is used'} ({why})")
+print(report())

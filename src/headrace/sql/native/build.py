@@ -49,3 +49,13 @@ def build(folder: Path = FOLDER) -> tuple[Path | None, str]:
         if old != wanted:
             old.unlink(missing_ok=True)
     return wanted, f"built with {compiler}"
+
+
+def report() -> str:
+    """Build, and say in a line what came of it."""
+    found, why = build()
+    return f"json parser: {found.name if found else 'none, the plain one is used'} ({why})"
+
+
+if __name__ == "__main__":
+    print(report())
