@@ -58,7 +58,9 @@ class GatewayConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     hostname: str = ""  # the name in connection strings and the certificate; empty: `host`
     mqtt_port: int = 8883  # TLS; 0 takes any free port
-    https_port: int = 8443
+    https_port: int = (
+        443  # TLS: REST and MQTT over WebSocket; 0 takes any free port, and so does one that cannot be had
+    )
     plain_mqtt_port: int = -1  # plain TCP, loopback only; -1 is off, 0 any free port
     commit_interval_ms: float = 5.0  # how long an event may wait for others to share its fsync
     batch_rows_max: int = 5000
@@ -66,6 +68,65 @@ class GatewayConfig(Section, frozen=True):
     connections_max: int = 20_000
     events_per_s_max: int = 0  # 0: no limit
     token_leeway_s: int = 300  # clock difference allowed on a token's expiry
+    workers: int = 1  # processes that share the ports
+    proxy_protocol: bool = False  # what comes from `proxy_trusted` must begin with a PROXY protocol header, version 2
+    proxy_trusted: tuple[str, ...] = ("127.0.0.1/32",)  # networks of load balancers and TLS terminators in front
+
+
+class BrokerAclConfig(Section, frozen=True):
+    """[[broker.acl]] What users may do. With no rule everybody who comes in may do everything; a deny goes before any permit.
+
+    `%u` and `%c` in a filter stand for the user's name and the client id.
+    """
+
+    user: str = "*"  # a pattern: `*` is any characters; `` (empty) is who came without a name
+    client: str = "*"  # a pattern for the client id
+    publish: tuple[str, ...] = ()  # topic filters
+    subscribe: tuple[str, ...] = ()
+    deny_publish: tuple[str, ...] = ()
+    deny_subscribe: tuple[str, ...] = ()
+
+
+class BrokerTemplateConfig(Section, frozen=True):
+    """[[broker.templates]] Topics whose messages become events. `{name}` stands for one level; the first that fits counts."""
+
+    filter: str  # such as `plant/{site}/{device}/{stream}`; `+` and a last `#` are allowed too
+    device: str = "{device}"
+    stream: str = "telemetry"
+    site: str = ""
+    properties: dict[str, str] = {}  # more application properties; names in the filter are properties anyway
+    registered: bool = False  # whether the device must be in the registry and enabled
+
+
+class BrokerConfig(Section, frozen=True):
+    """[broker] A general MQTT broker (3.1.1 and 5.0) on its own port, for devices that do not speak IoT Hub's dialect."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = 1883  # plain TCP; 0 takes any free one, and so does a port in use
+    tls_port: int = -1  # -1 is off, 0 any free one
+    tls_certificate: str = ""  # PEM files, relative to the project
+    tls_key: str = ""
+    tls_client_ca: str = ""  # who signs client certificates: their common name is then the user
+    anonymous: bool = True  # let in who gives no user name; on loopback only
+    users: dict[str, Secret] = {}  # name -> hash, made by `headrace broker user add`
+    acl: tuple[BrokerAclConfig, ...] = ()
+    templates: tuple[BrokerTemplateConfig, ...] = (BrokerTemplateConfig(filter="telemetry/{device}"),)
+    packet_bytes_max: int = 1_048_576
+    receive_maximum: int = 1000  # unacknowledged messages that a client may have under way
+    inflight_max: int = 100  # ... and that the broker has under way to a client
+    topic_alias_max: int = 10
+    queue_messages_max: int = 10_000  # waiting for one session
+    queue_bytes_max: int = 64_000_000
+    retained_max: int = 100_000
+    retained_bytes_max: int = 256_000_000
+    subscriptions_max: int = 1000  # per session
+    session_expiry_max_s: int = 2_592_000  # 30 days
+    sessions_max: int = 50_000
+    connections_max: int = 10_000
+    keep_alive_max_s: int = 60  # MQTT 5 clients that ask for more are told this; 0: as they ask
+    commit_interval_ms: float = 2.0  # how long a change may wait for others to share its fsync
+    system_interval_s: float = 10.0  # how often $SYS topics are renewed; 0 is never
 
 
 class EventLogConfig(Section, frozen=True):
@@ -221,6 +282,7 @@ class Settings(Section, frozen=True):
     project: ProjectConfig = ProjectConfig()
     logs: LogsConfig = LogsConfig()
     gateway: GatewayConfig = GatewayConfig()
+    broker: BrokerConfig = BrokerConfig()
     eventlog: EventLogConfig = EventLogConfig()
     docstore: DocStoreConfig = DocStoreConfig()
     lake: LakeConfig = LakeConfig()

@@ -60,6 +60,12 @@ class DevelopmentAuthority:
             context.load_cert_chain(self._folder / "server.pem", self._folder / "server.key.pem")
         return context
 
+    def server_pair(self, hostnames: Iterable[str] = ()) -> tuple[bytes, bytes]:
+        """The server's certificate and its key, both PEM; see `server_context`."""
+        with self._locked():
+            self._ensure_server({*ALWAYS, *_named(hostnames)})
+            return (self._folder / "server.pem").read_bytes(), (self._folder / "server.key.pem").read_bytes()
+
     def client_context(self) -> ssl.SSLContext:
         """A context for clients that trusts this authority and nobody else."""
         context = ssl.create_default_context(cafile=str(self.ca_path))

@@ -14,6 +14,12 @@ import structlog
 
 from headrace.core.clock import TICKS_PER_S, Clock
 from headrace.core.errors import Unavailable, UserError
+from headrace.devices.certificates import (
+    CertificateRefused,
+    ClientCertificate,
+    TrustedAuthorities,
+    has_thumbprint,
+)
 from headrace.devices.model import Credentials, Device, Module
 from headrace.devices.policies import Policy, Right
 from headrace.wire.iothub import sas
@@ -23,12 +29,23 @@ from headrace.wire.mqtt.codec import Connect
 
 ID_REFUSED, UNAVAILABLE, BAD_CREDENTIALS, NOT_AUTHORISED = 2, 3, 4, 5
 STALE = frozenset(
-    {"unknown_device", "unknown_module", "token_signature", "disabled_device", "unknown_policy", "no_key"}
+    {
+        "unknown_device",
+        "unknown_module",
+        "token_signature",
+        "disabled_device",
+        "unknown_policy",
+        "no_key",
+        "needs_token",
+        "thumbprint",
+        "certificate_unknown_ca",
+    }
 )
 """Refusals that the directory may only not have heard the news about. A wrong key is among them, so that it takes as long as
 an unknown device."""
 LEARN_TIMEOUT_S = 5.0
 SAS_METHODS = {scope: f'{{"scope":"{scope}","type":"sas","issuer":"iothub"}}' for scope in ("device", "module", "hub")}
+X509_METHODS = {scope: f'{{"scope":"{scope}","type":"x509","issuer":"external"}}' for scope in ("device", "module")}
 NO_KEY = base64.b64encode(bytes(32)).decode()
 """What a stranger's token is compared with, so that a name without keys takes as long as one with two."""
 CLIENT_ID_CHARS_MAX = 257  # a device and a module of 128 each
@@ -74,14 +91,24 @@ class Admitted(NamedTuple):
 class Admission:
     """Checks identities against the directory. `hosts` are the hub's names, lower case, without port."""
 
-    def __init__(self, hosts: Iterable[str], directory: Directory, clock: Clock, *, leeway_s: float) -> None:
+    def __init__(
+        self,
+        hosts: Iterable[str],
+        directory: Directory,
+        clock: Clock,
+        *,
+        leeway_s: float,
+        authorities: TrustedAuthorities | None = None,
+    ) -> None:
         self._hosts = frozenset(hosts)
         self._directory = directory
         self._clock = clock
         self._leeway_s = leeway_s
+        self._authorities = authorities
 
-    def connect(self, connect: Connect) -> Admitted:
-        """Raises Refused, whose `connack` to answer."""
+    def connect(self, connect: Connect, shown: ClientCertificate | None = None) -> Admitted:
+        """By the password's token; without a password by the certificate that the client has shown, if any. Raises Refused,
+        whose `connack` to answer."""
         if not connect.client_id:
             raise Refused("client_id", "an empty client id", hint="send the device id", connack=ID_REFUSED)
         try:
@@ -92,7 +119,10 @@ class Admission:
             raise Refused("host", f"{named.host[:100]!r} is not this hub", hint=f"it is {sorted(self._hosts)}")
         if len(connect.client_id) > CLIENT_ID_CHARS_MAX or named.identity.client_id != connect.client_id:
             raise Refused("identity_mismatch", "client id and user name differ", hint="both name the device")
-        admitted = self.token(named.identity, (connect.password or b"").decode("utf-8", "replace"))
+        if shown is not None and not connect.password:
+            admitted = self.certificate(named.identity, shown)
+        else:
+            admitted = self.token(named.identity, (connect.password or b"").decode("utf-8", "replace"))
         will = connect.will
         if will is not None:
             bag = bag_of(will.topic, telemetry_prefix(named.identity))
@@ -108,6 +138,8 @@ class Admission:
         """Hear of devices made or changed a moment ago: call it, and ask again, before a refusal in STALE. Never raises."""
         try:
             await asyncio.wait_for(self._directory.refresh(), LEARN_TIMEOUT_S)
+            if self._authorities is not None:
+                await asyncio.wait_for(self._authorities.refresh(), LEARN_TIMEOUT_S)
         except (TimeoutError, Unavailable) as exc:
             log.warning("directory.not_refreshed", error=str(exc) or type(exc).__name__)
 
@@ -138,6 +170,42 @@ class Admission:
         if not device.enabled:
             raise Refused("disabled_device", f"device {device.id!r} is disabled", hint="enable it first")
         return Admitted(identity, device, token.expires_s + self._leeway_s, module, method)
+
+    def certificate(self, identity: Identity, shown: ClientCertificate) -> Admitted:
+        """Check what a client has shown for an identity. Raises Refused."""
+        device = self._directory.get(identity.device)
+        named = identity.module
+        module = None if device is None or named is None else self._directory.module(identity.device, named)
+        subject: Credentials | None = device if named is None else module
+        if subject is None or device is None:
+            kind = "device" if device is None else "module"
+            raise Refused(f"unknown_{kind}", f"there is no such {kind}", hint="create it with `headrace device create`")
+        expires_s = float("inf")
+        if subject.authentication == "selfSigned":
+            known = (subject.primary_thumbprint, subject.secondary_thumbprint)
+            if not shown.der or not has_thumbprint(shown.der, known):
+                raise Refused(
+                    "thumbprint", "its certificate has neither of its thumbprints", hint="register the thumbprint"
+                )
+        elif subject.authentication == "certificateAuthority":
+            expires_s = self._issued(identity, shown)
+        else:
+            raise Refused("needs_token", "this identity has a key, not a certificate", hint="connect with a token")
+        if not device.enabled:
+            raise Refused("disabled_device", f"device {device.id!r} is disabled", hint="enable it first")
+        method = X509_METHODS["device" if module is None else "module"]
+        return Admitted(identity, device, expires_s, module, method)
+
+    def _issued(self, identity: Identity, shown: ClientCertificate) -> float:
+        """Until when an authority vouches for an identity. What a trusted proxy has verified itself needs no authority here."""
+        if not shown.der and shown.verified_name == identity.client_id:
+            return float("inf")
+        if not shown.der or self._authorities is None:
+            raise Refused("certificate_name", "the certificate names somebody else", hint="its common name is the id")
+        try:
+            return self._authorities.check(shown, name=identity.client_id)
+        except CertificateRefused as exc:
+            raise Refused(f"certificate_{exc.reason}", exc.message, hint=exc.hint) from exc
 
     def service(self, text: str, path: str, right: Right) -> Policy:
         """Check a service's token for `path` (decoded, without the leading slash). Raises Refused; the policy must have

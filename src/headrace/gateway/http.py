@@ -15,11 +15,13 @@ import orjson
 
 from headrace.core.clock import Clock
 from headrace.core.errors import HeadraceError
+from headrace.devices.certificates import ClientCertificate
 from headrace.gateway.admission import STALE, Admission, Admitted, Refused
 from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
 from headrace.gateway.limits import RateLimit
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.streams import NOT_ALLOWED
+from headrace.gateway.tls import certificate_of
 from headrace.wire.iothub.properties import STREAM_PROPERTY, Properties, encode_bag
 from headrace.wire.iothub.topics import Identity
 
@@ -98,7 +100,7 @@ class HttpDoor:
 
     async def _take(self, identity: Identity, scope: Scope, receive: Receive) -> None:
         headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        admitted = await self._admit(identity, dict(headers).get("authorization", ""))
+        admitted = await self._admit(identity, dict(headers).get("authorization", ""), shown_in(scope))
         if self._ingress.full or self._ingress.trouble:
             raise Denied(503, "unavailable", "the event log takes no events at the moment", "send it again later")
         if self._limit.wait_s > THROTTLE_S:
@@ -123,15 +125,20 @@ class HttpDoor:
                 503, "unavailable", "the event is not durable yet", "send it again with the same iothub-messageid"
             ) from exc
 
-    async def _admit(self, identity: Identity, authorization: str) -> Admitted:
-        try:
+    async def _admit(self, identity: Identity, authorization: str, shown: ClientCertificate | None) -> Admitted:
+        def check() -> Admitted:
+            if shown is not None and not authorization:
+                return self._admission.certificate(identity, shown)
             return self._admission.token(identity, authorization)
+
+        try:
+            return check()
         except Refused as exc:
             if exc.reason not in STALE:
                 raise Denied(401, exc.reason, *_outside(exc)) from exc
         await self._admission.learn()
         try:
-            return self._admission.token(identity, authorization)
+            return check()
         except Refused as exc:
             raise Denied(401, exc.reason, *_outside(exc)) from exc
 
@@ -156,6 +163,12 @@ def _outside(exc: Refused) -> tuple[str, str]:
     if exc.reason in STALE:
         return "no such device, or not its key", "check device id and key; the device must be enabled"
     return exc.message, exc.hint
+
+
+def shown_in(scope: Scope) -> ClientCertificate | None:
+    """The client's certificate, where the server keeps a request's transport (https.py)."""
+    transport = scope.get("state", {}).get("transport")
+    return None if transport is None else certificate_of(transport)
 
 
 def _device_of(scope: Scope) -> str:
