@@ -17,15 +17,21 @@ from headrace.core.identity import EventIds
 from headrace.core.observe.metrics import Metrics
 from headrace.core.schema import EventBatch
 from headrace.devices.authority import DevelopmentAuthority
+from headrace.devices.mailbox import Mailbox
 from headrace.devices.model import Device, Module
 from headrace.devices.policies import Policy
+from headrace.devices.twins import TwinService
 from headrace.docstore.memory import MemoryDocStore
 from headrace.eventlog.contract import Appended, LogFull
 from headrace.eventlog.memory import MemoryEventLog
 from headrace.gateway.admission import Admission
+from headrace.gateway.bus import Bus
 from headrace.gateway.client import DeviceClient, OnAck
+from headrace.gateway.dead_letters import DeadLetters
+from headrace.gateway.egress import Egress
 from headrace.gateway.ingress import Ingress
 from headrace.gateway.limits import RateLimit
+from headrace.gateway.methods import Methods
 from headrace.gateway.mqtt import MqttConnection, MqttDoor
 from headrace.gateway.presence import Presence
 from headrace.gateway.refusals import Refusals
@@ -166,11 +172,19 @@ class Parts:
             batch_rows_max=limits.pop("batch_rows_max", 100),
             pending_bytes_max=limits.pop("pending_bytes_max", 10_000_000),
         )
+        self.twins = TwinService(self.docs, self.clock, random_bytes=random.Random(3).randbytes)
+        self.mailbox = Mailbox(self.docs, self.clock, EventIds(b"mail"), bury=DeadLetters(self.log).bury)
+        self.bus = Bus()
+        self.methods = Methods(self.bus, random_bytes=random.Random(4).randbytes)
+        self.egress = Egress(
+            twins=self.twins, mailbox=self.mailbox, methods=self.methods, bus=self.bus, clock=self.clock
+        )
         self.door = MqttDoor(
             admission=Admission({HOST, "hub"}, self.devices, self.clock, leeway_s=300),
             ingress=self.ingress,
             sessions=self.sessions,
             presence=self.presence,
+            egress=self.egress,
             refusals=Refusals(self.metrics, self.clock),
             clock=self.clock,
             metrics=self.metrics,
@@ -178,6 +192,7 @@ class Parts:
             connections_max=limits.pop("connections_max", 100),
         )
         self.devices.on_change.append(self.door.device_changed)
+        self.devices.on_module_change.append(self.door.module_changed)
         assert not limits
 
     def token(self, id: str, key: str = KEY, ttl_s: int = 3600) -> bytes:

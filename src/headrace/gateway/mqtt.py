@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import structlog
 
 from headrace.core.clock import TICKS_PER_S, Clock
 from headrace.core.errors import Unavailable
 from headrace.core.observe.metrics import Metrics
-from headrace.devices.model import Device
+from headrace.devices.model import Device, Module
 from headrace.gateway.admission import STALE, UNAVAILABLE, Admission, Admitted, Refused
+from headrace.gateway.egress import Egress, Line
 from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
 from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES
 from headrace.gateway.presence import Presence
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.sessions import FILTERS_MAX, Sessions
+from headrace.gateway.tls import certificate_of
 from headrace.wire.iothub.properties import decode_bag
-from headrace.wire.iothub.topics import Identity, bag_of, may_subscribe
+from headrace.wire.iothub.topics import SERVICE_PREFIX, Identity, bag_of, may_subscribe, model_id_of
 from headrace.wire.mqtt import codec
 from headrace.wire.mqtt.codec import Connect, Frame, Subscribe, Unsubscribe, Will
 from headrace.wire.mqtt.connection import (
+    Acknowledged,
     Action,
     Connecting,
     Disconnecting,
@@ -44,6 +47,8 @@ KEEP_ALIVE_MAX_S = 1767.0
 SWEEP_S = 1.0
 SAVE_TIMEOUT_S = 8.0  # SDKs wait ten seconds for a SUBACK
 LEARNING = "learning"  # the hold of a connection whose device is being looked for
+TAKEOVER, DISCONNECT = "mqtt.takeover", "mqtt.disconnect"
+TAKEN_ELSEWHERE = "taken_over_elsewhere"
 OVER_LIMIT_MAX = 500
 """Connections above the limit that are kept long enough to be told so."""
 
@@ -60,6 +65,7 @@ class MqttDoor:
         ingress: Ingress,
         sessions: Sessions,
         presence: Presence,
+        egress: Egress,
         refusals: Refusals,
         clock: Clock,
         metrics: Metrics,
@@ -70,18 +76,24 @@ class MqttDoor:
         self.ingress = ingress
         self.sessions = sessions
         self.presence = presence
+        self.egress = egress
+        self.bus = egress.bus
         self.refusals = refusals
         self.clock = clock
         self.message_bytes_max = message_bytes_max
         self.connections_max = connections_max
         self.connections: set[MqttConnection] = set()
         self.by_client: dict[str, MqttConnection] = {}
+        self.by_device: dict[str, set[str]] = {}  # client ids of connected modules, by device
+        self.entering: dict[str, MqttConnection] = {}  # let in, and waiting for their sessions
         self.stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._connects = metrics.counter("gateway_connects_total", "Devices let in")
         metrics.gauge("gateway_connections", "Open MQTT connections").set_function(lambda: len(self.connections))
         ingress.on_full.append(self._pause_all)
         ingress.on_room.append(self._resume_all)
+        self.bus.on(TAKEOVER, self._taken_over)
+        self.bus.on(DISCONNECT, self._disconnect_here)
 
     def protocol(self) -> MqttConnection:
         """For loop.create_server."""
@@ -91,6 +103,8 @@ class MqttDoor:
         """Let an identity in; an older connection of the same one is closed at once, half open or not."""
         earlier = self.by_client.get(identity.client_id)
         self.by_client[identity.client_id] = connection
+        if identity.module is not None:
+            self.by_device.setdefault(identity.device, set()).add(identity.client_id)
         if earlier is not None:
             self.refusals.note("taken_over", device=identity.device, address=connection.address)
             earlier.abort("taken_over")
@@ -102,15 +116,61 @@ class MqttDoor:
         identity = connection.identity
         if identity is not None and self.by_client.get(identity.client_id) is connection:
             del self.by_client[identity.client_id]
+            if identity.module is not None:
+                others = self.by_device[identity.device]
+                others.discard(identity.client_id)
+                if not others:
+                    del self.by_device[identity.device]
+            if connection.reason == TAKEN_ELSEWHERE:
+                self.presence.moved(identity)
+                return
             self.presence.disconnected(identity, connection.address, connection.reason)
 
     def device_changed(self, id: str, device: Device | None) -> None:
-        """Follow the directory: a device that is gone, disabled or another one by the same id loses its connection."""
-        connection = self.by_client.get(id)
+        """Follow the directory: a device that is gone, disabled or another one by the same id loses its connection, and its
+        modules theirs."""
         if device is None:
-            self.sessions.forget(id)
+            self._forget(id)
+        for client_id in (id, *self.by_device.get(id, ())):
+            connection = self.by_client.get(client_id)
+            if connection is not None:
+                connection.device_changed(device)
+
+    def module_changed(self, client_id: str, module: Module | None) -> None:
+        """As `device_changed`, of one module."""
+        if module is None:
+            self._forget(client_id)
+        connection = self.by_client.get(client_id)
         if connection is not None:
-            connection.device_changed(device)
+            connection.module_changed(module)
+
+    async def disconnect(self, identity: Identity, reason: str) -> None:
+        """Close an identity's connection, in whichever process it is."""
+        connection = self.by_client.get(identity.client_id)
+        if connection is not None:
+            connection.close(reason)
+        self.bus.cast(DISCONNECT, [identity.client_id, reason])
+
+    def announce(self, identity: Identity, entered: int) -> None:
+        """Tell the other gateway processes that an identity connects here: an earlier connection of it must go."""
+        self.bus.cast(TAKEOVER, [identity.client_id, entered, self.bus.name])
+
+    async def _taken_over(self, told: Any) -> None:
+        client_id, entered, where = told
+        for connection in (self.by_client.get(client_id), self.entering.get(client_id)):
+            if connection is not None and (connection.entered, self.bus.name) < (entered, where):
+                self.refusals.note("taken_over", device=client_id, address=connection.address)
+                connection.abort(TAKEN_ELSEWHERE)
+
+    async def _disconnect_here(self, told: Any) -> None:
+        client_id, reason = told
+        connection = self.by_client.get(client_id)
+        if connection is not None:
+            connection.close(str(reason))
+
+    def _forget(self, client_id: str) -> None:
+        self.sessions.forget(client_id)
+        self.egress.forget(client_id)
 
     def spawn(self, task: asyncio.Task[None]) -> None:
         """Own a connection's task until it is done."""
@@ -142,6 +202,7 @@ class MqttDoor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.egress.stop()
 
     def _pause_all(self) -> None:
         log.warning("gateway.paused", pending=self.ingress.pending_rows, connections=len(self.connections))
@@ -162,7 +223,7 @@ class MqttConnection(asyncio.Protocol):
         self._machine = ServerConnection(packet_bytes_max=door.message_bytes_max + MESSAGE_OVERHEAD_BYTES)
         self._transport: asyncio.Transport | None = None
         self._origin: Origin | None = None
-        self._generation = ""
+        self._generation = self._device_generation = ""
         self._will: Will | None = None
         self._remembered = False
         self._filters: dict[str, int] = {}
@@ -173,7 +234,9 @@ class MqttConnection(asyncio.Protocol):
         self._holds: set[str] = set()
         self._deferred: list[Action] = []  # what came behind a CONNECT that is not answered yet
         self._frame_bytes_bound = 0  # no frame that is being read is larger
+        self._line: Line | None = None
         self.identity: Identity | None = None
+        self.entered = 0  # ticks
         self.address = ""
         self.reason = ""
 
@@ -211,6 +274,9 @@ class MqttConnection(asyncio.Protocol):
                 if LEARNING in self._holds:
                     self._deferred = actions[index + 1 :]
                     return
+            elif isinstance(action, Acknowledged):
+                if self._line is not None:
+                    self._line.acknowledged(action.packet_id)
             elif isinstance(action, Reply):
                 self._write(action.data)
             elif isinstance(action, Subscribing):
@@ -230,6 +296,8 @@ class MqttConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.go_on("write")
+        if self._line is not None:
+            self._line.mail()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.reason = self.reason or ("connection_lost" if exc else "closed_by_device")
@@ -237,6 +305,8 @@ class MqttConnection(asyncio.Protocol):
         will, self._will = self._will, None
         if will is not None and self._origin is not None and not self._door.stopping:
             self._send_will(will, self._origin)
+        if self._line is not None:
+            self._door.egress.close(self._line)
         self._door.leave(self)
         self._transport = None
 
@@ -262,12 +332,16 @@ class MqttConnection(asyncio.Protocol):
             self.close(reason)
 
     def device_changed(self, device: Device | None) -> None:
-        if device is None or device.generation_id != self._generation:
+        if device is None or device.generation_id != self._device_generation:
             self.close("device_deleted")
         elif device.status != "enabled":
             self.close("device_disabled")
         elif self.identity is not None:
             self._origin = Origin.of(self.identity, device)
+
+    def module_changed(self, module: Module | None) -> None:
+        if module is None or module.generation_id != self._generation:
+            self.close("module_deleted")
 
     def hold(self, why: str) -> None:
         """Stop reading until every reason for it is gone."""
@@ -312,7 +386,9 @@ class MqttConnection(asyncio.Protocol):
             if door.stopping or len(door.connections) > door.connections_max:
                 said = f"more than {door.connections_max:,} connections"
                 raise Refused("connections_max", said, hint="raise [gateway] connections_max", connack=UNAVAILABLE)
-            admitted = door.admission.connect(connect)
+            asked = self._transport if not connect.password else None
+            shown = certificate_of(asked) if asked is not None else None
+            admitted = door.admission.connect(connect, shown)
         except Refused as exc:
             if exc.reason in STALE and not learnt:
                 self.hold(LEARNING)
@@ -322,7 +398,12 @@ class MqttConnection(asyncio.Protocol):
             self._write(self._machine.refuse(exc.connack))
             self.close(exc.reason)
             return
-        self._admit(connect, admitted)
+        self.entered = door.clock.now()
+        if door.sessions.shared:
+            self.hold(LEARNING)
+            door.spawn(asyncio.create_task(self._fetch_session(connect, admitted)))
+        else:
+            self._admit(connect, admitted)
 
     async def _learn(self, connect: Connect) -> None:
         """A device may have been made a moment ago: it is refused only when the registry itself does not let it in."""
@@ -330,6 +411,31 @@ class MqttConnection(asyncio.Protocol):
         if self._closing_at is not None:
             return
         self._connect(connect, learnt=True)
+        if not self._door.sessions.shared or self._closing_at is not None:
+            self._go_on_after_connect()
+
+    async def _fetch_session(self, connect: Connect, admitted: Admitted) -> None:
+        """Other processes may have changed its session: read it as it is now, after they were told to let go of it."""
+        door, client_id = self._door, admitted.identity.client_id
+        earlier = door.entering.get(client_id)
+        if earlier is not None:
+            earlier.abort("taken_over")
+        door.entering[client_id] = self
+        door.announce(admitted.identity, self.entered)
+        try:
+            await asyncio.wait_for(door.sessions.fetch(client_id), SAVE_TIMEOUT_S)
+        except (TimeoutError, Unavailable):
+            self._refuse("session_unread", "its session could not be read")
+            self._write(self._machine.refuse(UNAVAILABLE))
+            self.close("session_unread")
+        finally:
+            if door.entering.get(client_id) is self:
+                del door.entering[client_id]
+        if self._closing_at is None:
+            self._admit(connect, admitted)
+            self._go_on_after_connect()
+
+    def _go_on_after_connect(self) -> None:
         deferred, self._deferred = self._deferred, []
         self.go_on(LEARNING)
         if self._closing_at is None:
@@ -338,7 +444,8 @@ class MqttConnection(asyncio.Protocol):
     def _admit(self, connect: Connect, admitted: Admitted) -> None:
         identity = self.identity = admitted.identity
         self._origin = Origin.of(identity, admitted.device)
-        self._generation = admitted.device.generation_id
+        self._device_generation = admitted.device.generation_id
+        self._generation = admitted.generation_id
         self._expires_s = admitted.expires_s
         self._will = connect.will
         self._remembered = not connect.clean_session
@@ -346,6 +453,9 @@ class MqttConnection(asyncio.Protocol):
         self._door.enter(self, identity)
         present, self._filters = self._door.sessions.begin(identity.client_id, clean=connect.clean_session)
         self._write(self._machine.accept(session_present=present))
+        model_id = model_id_of(connect.username or "")
+        self._line = self._door.egress.open(identity, self, present=present, model_id=model_id)
+        self._line.subscribed()
 
     def _publish(self, frames: list[Frame]) -> None:
         origin = self._origin
@@ -373,24 +483,36 @@ class MqttConnection(asyncio.Protocol):
                 self.hold("ingress")
 
     def _checked(self, frames: list[Frame], origin: Origin) -> list[Frame]:
-        """The frames up to the first that may not pass; for that one the connection is closed."""
-        for index, frame in enumerate(frames):
+        """The telemetry among frames, up to the first that may not pass; for that one the connection is closed."""
+        passed: list[Frame] = []
+        for frame in frames:
+            if frame[1].startswith(SERVICE_PREFIX) and self._taken(frame):
+                continue
             bag = bag_of(frame[1], origin.prefix)
             try:
                 if bag is not None:
                     codec.check_topic(bag)
             except codec.MalformedPacket as exc:
                 self._reject(origin, "malformed", exc.message, frame[3])
-                return frames[:index]
+                return passed
             if bag is None:
                 self._reject(origin, "forbidden_topic", f"topic {_shown(frame[1])} is not its own", frame[3])
-                return frames[:index]
+                return passed
             if len(bag) + len(frame[3]) > self._door.message_bytes_max:
                 size = decode_bag(bag).size_bytes + len(frame[3])
                 if size > self._door.message_bytes_max:
                     self._too_large(origin, size, frame[3])
-                    return frames[:index]
-        return frames
+                    return passed
+            passed.append(frame)
+        return passed
+
+    def _taken(self, frame: Frame) -> bool:
+        """Whether a message to the service's own topics was one that a device may send; it is acknowledged then."""
+        if self._line is None or b"+" in frame[1] or b"#" in frame[1] or not self._line.take(frame):
+            return False
+        if frame[2]:
+            self._write(codec.encode_pubacks((frame[2],)))
+        return True
 
     def _too_large(self, origin: Origin, size_bytes: int, body: bytes) -> None:
         limit = self._door.message_bytes_max
@@ -448,6 +570,8 @@ class MqttConnection(asyncio.Protocol):
             self._door.spawn(asyncio.get_running_loop().create_task(self._save_and_write(reply)))
         else:
             self._write(reply)
+            if changed and self._line is not None:
+                self._line.subscribed()
 
     async def _save_and_write(self, reply: bytes) -> None:
         try:
@@ -457,6 +581,19 @@ class MqttConnection(asyncio.Protocol):
             self.close("session_unsaved")
         else:
             self._write(reply)
+            if self._line is not None:
+                self._line.subscribed()
+
+    @property
+    def buffered_bytes(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def send(self, data: bytes) -> bool:
+        """Write something for the device; False when the connection is closing."""
+        if self._transport is None or self._closing_at is not None:
+            return False
+        self._write(data)
+        return True
 
     @property
     def filters(self) -> Mapping[str, int]:

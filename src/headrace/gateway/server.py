@@ -7,40 +7,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
-import ssl
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import NamedTuple, Protocol
 
 import structlog
-import uvicorn
 
 from headrace.core.clock import Clock
 from headrace.core.config import GatewayConfig
 from headrace.core.errors import Unavailable, UserError
 from headrace.core.identity import EventIds
 from headrace.core.observe.metrics import Metrics
-from headrace.devices.model import Device
+from headrace.devices.certificates import TrustedAuthorities
+from headrace.devices.mailbox import Mailbox
+from headrace.devices.model import Device, Module
+from headrace.devices.twins import TwinService
 from headrace.docstore.contract import DocStore
 from headrace.eventlog.contract import EventLog
 from headrace.gateway.admission import Admission
 from headrace.gateway.admission import Directory as Admitting
+from headrace.gateway.bus import Bus
+from headrace.gateway.dead_letters import DeadLetters
+from headrace.gateway.egress import Egress
 from headrace.gateway.http import HttpDoor
+from headrace.gateway.https import Asgi, HttpsServer, Routes
 from headrace.gateway.ingress import Ingress
-from headrace.gateway.limits import RateLimit
+from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES, RateLimit
 from headrace.gateway.listen import BACKLOG, is_loopback, open_port, port_of
+from headrace.gateway.methods import Methods
 from headrace.gateway.mqtt import MqttDoor
-from headrace.gateway.presence import Presence
+from headrace.gateway.presence import WORKER, Presence
+from headrace.gateway.proxy import ProxyDoor, TrustedProxies
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.sessions import Sessions
 from headrace.gateway.streams import DeviceStreams
+from headrace.gateway.tls import Make, TlsServer, server_context
+from headrace.gateway.websocket import WebSocketLayer
 from headrace.gateway.writer import DocumentWriter
 from headrace.wire.iothub.sas import host_name
 
 STOP_TIMEOUT_S = 10.0
-HANDSHAKE_TIMEOUT_S = 20.0
-HTTP_REQUESTS_MAX = 1000  # each may hold a message in memory; above it uvicorn answers 503
 
 log = structlog.get_logger()
 
@@ -49,12 +57,13 @@ class Directory(Admitting, Protocol):
     """What the gateway needs of devices.queries.DeviceDirectory; somebody else keeps it current."""
 
     on_change: list[Callable[[str, Device | None], None]]
+    on_module_change: list[Callable[[str, Module | None], None]]
 
 
 class Authority(Protocol):
     """What the gateway needs of devices.authority.DevelopmentAuthority."""
 
-    def server_context(self, hostnames: Iterable[str] = ()) -> ssl.SSLContext: ...
+    def server_pair(self, hostnames: Iterable[str] = ()) -> tuple[bytes, bytes]: ...
 
 
 class Listening(NamedTuple):
@@ -65,19 +74,13 @@ class Listening(NamedTuple):
     plain_port: int
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its hold on signals: the process belongs to whoever runs the gateway."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
 class Gateway:
     """Built idle; `start` and `stop` once each.
 
     `directory` must have been opened, and `ids` seeded with random bytes of this process. `streams` are open to devices
-    besides `telemetry`. Raises UserError for settings that would be unsafe.
+    besides `telemetry`. `rest` answers the HTTPS requests that are not a device's telemetry. `ports` are what the first of
+    several workers got: this one takes exactly those. `bus` reaches the project's other gateway processes, and `shared` says
+    that they serve the same devices. Raises UserError for settings that would be unsafe.
     """
 
     def __init__(
@@ -93,6 +96,11 @@ class Gateway:
         ids: EventIds,
         rng: random.Random | None = None,
         streams: Iterable[str] = (),
+        rest: Asgi | None = None,
+        ports: Listening | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        bus: Bus | None = None,
+        shared: bool = False,
     ) -> None:
         _check(config)
         self._config = config
@@ -100,11 +108,20 @@ class Gateway:
         self._authority = authority
         self._names = _names(config)
         self._writer = DocumentWriter(docs, clock)
-        self._presence = Presence(docs, self._writer, clock)
-        self._sessions = Sessions(docs, self._writer)
+        self.bus = bus or Bus()
+        self.presence = Presence(docs, self._writer, clock, worker=self.bus.name or WORKER)
+        self._sessions = Sessions(docs, self._writer, shared=shared)
+        self.twins = TwinService(docs, clock, random_bytes=random_bytes)
+        self.mailbox = Mailbox(docs, clock, ids, bury=DeadLetters(log).bury)
+        self.methods = Methods(self.bus, random_bytes=random_bytes)
         refusals = Refusals(metrics, clock)
         limit = RateLimit(config.events_per_s_max, clock)
-        admission = Admission(self._names, directory, clock, leeway_s=config.token_leeway_s)
+        self._known_ports = ports
+        self._refusals = refusals
+        self._authorities = TrustedAuthorities(docs, clock)
+        admission = self.admission = Admission(
+            self._names, directory, clock, leeway_s=config.token_leeway_s, authorities=self._authorities
+        )
         self.ingress = Ingress(
             log,
             clock=clock,
@@ -121,7 +138,8 @@ class Gateway:
             admission=admission,
             ingress=self.ingress,
             sessions=self._sessions,
-            presence=self._presence,
+            presence=self.presence,
+            egress=Egress(twins=self.twins, mailbox=self.mailbox, methods=self.methods, bus=self.bus, clock=clock),
             refusals=refusals,
             clock=clock,
             metrics=metrics,
@@ -137,25 +155,31 @@ class Gateway:
             message_bytes_max=config.message_bytes_max,
         )
         self._servers: list[asyncio.Server] = []
-        self._https: tuple[_HttpServer, asyncio.Task[None]] | None = None
+        self._https = HttpsServer(Routes(self._http, rest), self._websocket)
         self._tasks: list[asyncio.Task[None]] = []
         self._failure = ""
 
     async def start(self) -> Listening:
-        """Open all ports and serve. Raises UserError for a port in use, Unavailable when documents cannot be read."""
+        """Open all ports and serve. A port that cannot be had is another one, and that is logged; known `ports` raise
+        UserError instead. Raises Unavailable when documents cannot be read."""
         ports = self._open_ports()
         try:
-            await self._presence.open()
+            await self.presence.open()
             await self._sessions.open()
             await asyncio.to_thread(self.ingress.warm)
-            context = await asyncio.to_thread(self._authority.server_context, sorted(self._names))
+            await self._authorities.refresh()
+            pair = await asyncio.to_thread(self._authority.server_pair, sorted(self._names))
             self._tasks = [
                 self._spawn(self.ingress.run(), "ingress"),
                 self._spawn(self._writer.run(), "documents"),
                 self._spawn(self.door.sweep(), "sweep"),
+                self._spawn(self._authorities.run(), "authorities"),
+                self._spawn(self.door.egress.sweep_mail(), "mail"),
             ]
-            await self._serve(ports, context)
+            await self._serve(ports, TlsServer(server_context(*pair), on_failed=self._noter("tls")))
+            await self.bus.start()
             self._directory.on_change.append(self.door.device_changed)
+            self._directory.on_module_change.append(self.door.module_changed)
         except BaseException:
             for port in ports.values():
                 port.close()
@@ -169,7 +193,9 @@ class Gateway:
         """Stop accepting, make durable and acknowledge what came in, close. Takes STOP_TIMEOUT_S at most."""
         for server in self._servers:
             server.close()
-        await self._stop_https()
+        self._https.stop()
+        if ending := [task for task in self._tasks if task.get_name() == "https"]:
+            await asyncio.wait(ending, timeout=STOP_TIMEOUT_S)
         for connection in list(self.door.connections):
             connection.hold("stopping")
         self.ingress.close()
@@ -180,6 +206,8 @@ class Gateway:
         await self.door.close()
         if self.door.device_changed in self._directory.on_change:
             self._directory.on_change.remove(self.door.device_changed)
+            self._directory.on_module_change.remove(self.door.module_changed)
+        await self.bus.stop()
         await self._end_tasks()
         with contextlib.suppress(Unavailable, TimeoutError):
             await asyncio.wait_for(self._writer.flush(), STOP_TIMEOUT_S)
@@ -190,68 +218,47 @@ class Gateway:
         return self._failure or self.ingress.trouble
 
     def _open_ports(self) -> dict[str, socket.socket]:
+        config, known = self._config, self._known_ports
         wanted = {
-            "mqtt": (self._config.mqtt_port, "mqtt_port"),
-            "https": (self._config.https_port, "https_port"),
-            "plain": (self._config.plain_mqtt_port, "plain_mqtt_port"),
+            "mqtt": (known.mqtt_port if known else config.mqtt_port, "mqtt_port"),
+            "https": (known.https_port if known else config.https_port, "https_port"),
+            "plain": (known.plain_port if known else config.plain_mqtt_port, "plain_mqtt_port"),
         }
         ports: dict[str, socket.socket] = {}
         try:
             for name, (port, setting) in wanted.items():
                 if port >= 0:
-                    ports[name] = open_port(self._config.host, port, setting=setting)
+                    shared = config.workers > 1
+                    ports[name] = open_port(config.host, port, setting=setting, shared=shared, exact=known is not None)
         except UserError:
             for opened in ports.values():
                 opened.close()
             raise
         return ports
 
-    async def _serve(self, ports: dict[str, socket.socket], context: ssl.SSLContext) -> None:
+    async def _serve(self, ports: dict[str, socket.socket], tls: TlsServer) -> None:
         loop = asyncio.get_running_loop()
+        around: Callable[[Make], Make] = tls.wrap
+        if self._config.proxy_protocol:
+            around = ProxyDoor(TrustedProxies(self._config.proxy_trusted), tls, on_failed=self._noter("proxy")).wrap
+        speaks: dict[str, Make] = {"plain": self.door.protocol}
         if "mqtt" in ports:
-            self._servers.append(
-                await loop.create_server(
-                    self.door.protocol,
-                    sock=ports["mqtt"],
-                    ssl=context,
-                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-                    ssl_shutdown_timeout=2.0,
-                    backlog=BACKLOG,
-                )
-            )
-        if "plain" in ports:
-            self._servers.append(await loop.create_server(self.door.protocol, sock=ports["plain"], backlog=BACKLOG))
+            speaks["mqtt"] = around(self.door.protocol)
         if "https" in ports:
-            await self._serve_https(ports["https"], context)
+            self._tasks.append(self._spawn(self._https.run(), "https"))
+            speaks["https"] = around(self._https.make)
+        for name, port in ports.items():
+            self._servers.append(await loop.create_server(speaks[name], sock=port, backlog=BACKLOG))
 
-    async def _serve_https(self, listener: socket.socket, context: ssl.SSLContext) -> None:
-        config = uvicorn.Config(
-            self._http,
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=2,
-            timeout_keep_alive=60,
-            limit_concurrency=HTTP_REQUESTS_MAX,
-            backlog=BACKLOG,
-        )
-        config.load()
-        config.ssl = context
-        server = _HttpServer(config)
-        self._https = (server, self._spawn(server.serve(sockets=[listener]), "https"))
-        while not server.started:
-            if self._https[1].done():
-                self._https[1].result()
-            await asyncio.sleep(0.005)  # uvicorn has no other way to tell
+    def _websocket(self) -> asyncio.Protocol:
+        bytes_max = self._config.message_bytes_max + MESSAGE_OVERHEAD_BYTES
+        return WebSocketLayer(self.door.protocol, message_bytes_max=bytes_max, on_failed=self._noter("websocket"))
 
-    async def _stop_https(self) -> None:
-        if self._https is not None:
-            server, task = self._https
-            server.should_exit = True
-            await asyncio.wait([task], timeout=STOP_TIMEOUT_S)
+    def _noter(self, kind: str) -> Callable[[str, str], None]:
+        def note(reason: str, address: str) -> None:
+            self._refusals.note(kind, detail=reason, address=address)
+
+        return note
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -17,9 +17,10 @@ PAGE = 1000
 
 
 class Sessions:
-    """Filters and their QoS by client id."""
+    """Filters and their QoS by client id. When `shared` with other processes, `fetch` before `begin`."""
 
-    def __init__(self, docs: DocStore, writer: DocumentWriter) -> None:
+    def __init__(self, docs: DocStore, writer: DocumentWriter, *, shared: bool = False) -> None:
+        self.shared = shared
         self._docs = docs
         self._writer = writer
         self._kept: dict[str, dict[str, int]] = {}
@@ -29,6 +30,14 @@ class Sessions:
         while page := await self._docs.query(COLLECTION, after=after, limit=PAGE):
             after = page[-1].id
             self._kept |= {document.id: dict(document.body["filters"]) for document in page}
+
+    async def fetch(self, client_id: str) -> None:
+        """Read one client's session as it is durable now. Raises Unavailable."""
+        found = await self._docs.get(COLLECTION, client_id)
+        if found is None:
+            self._kept.pop(client_id, None)
+        else:
+            self._kept[client_id] = dict(found.body["filters"])
 
     def begin(self, client_id: str, *, clean: bool) -> tuple[bool, dict[str, int]]:
         """(session present, its filters) for a client that connects. A clean start forgets what was kept."""

@@ -40,6 +40,10 @@ class DocumentWriter:
         self._pending[collection, id] = None
         self._wake.set()
 
+    def drop(self, collection: str, id: str) -> None:
+        """Forget what waits for a document, if anything does."""
+        self._pending.pop((collection, id), None)
+
     async def written(self, timeout_s: float) -> None:
         """Returns when all that was put before is durable. Raises TimeoutError."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

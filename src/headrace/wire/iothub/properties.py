@@ -25,6 +25,7 @@ SYSTEM = {
     "$.ifid": "iothub-interface-id",
     "$.to": "to",
 }
+_SHORT = {name: key for key, name in SYSTEM.items()}
 UNIQUE = frozenset({"message-id", "correlation-id", "iothub-creation-time-utc", "absolute-expiry-time"})
 """System properties whose values hardly repeat: not worth remembering."""
 TYPE_PROPERTY = "type"
@@ -89,10 +90,33 @@ def decode_bag(bag: bytes) -> Properties:
 
 def encode_bag(system: Mapping[str, str | None], application: Mapping[str, str | None]) -> bytes:
     """A bag that `decode_bag` reads back; `system` goes by the names of SYSTEM's values."""
-    short = {name: key for key, name in SYSTEM.items()}
-    pairs = [(short[name], value) for name, value in system.items()] + list(application.items())
+    pairs = [(_SHORT[name], value) for name, value in system.items()] + list(application.items())
     texts = (quote(key, safe="$.") + ("" if value is None else "=" + quote(value, safe="")) for key, value in pairs)
     return "&".join(texts).encode()
+
+
+def encode_mail_bag(device: str, system: Mapping[str, str | None], application: Mapping[str, str | None]) -> bytes:
+    """The bag of a cloud-to-device message, its address first. SDKs cut it at `&` and `=` before they decode, so every pair
+    has an `=` and nothing stands in it unencoded that could be mistaken."""
+    addressed = {"to": f"/devices/{device}/messages/devicebound"} | {
+        name: value or "" for name, value in system.items() if name in _SHORT and name != "to"
+    }
+    return encode_bag(addressed, {name: value or "" for name, value in application.items()})
+
+
+def stamps(device: str, module: str | None, *, generation: str, method: str, enqueued: str) -> dict[str, str]:
+    """What the hub says of a message by itself, whatever stands in its bag; under the names that Event Hub readers see.
+
+    All of it follows from an event's columns and from the registry, so it is not stored with each event.
+    """
+    said = {
+        "iothub-connection-device-id": device,
+        "iothub-connection-auth-method": method,
+        "iothub-connection-auth-generation-id": generation,
+        "iothub-enqueuedtime": enqueued,
+        "iothub-message-source": "Telemetry",
+    }
+    return said if module is None else said | {"iothub-connection-module-id": module}
 
 
 def describe(properties: Properties) -> Described:

@@ -6,11 +6,18 @@ Ids stand in topics as they are, never percent-encoded, and are compared with ca
 from __future__ import annotations
 
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from headrace.core.errors import UserError
 from headrace.wire.iothub.sas import host_name
 
 API_VERSION = "2021-04-12"
+METHODS_FILTER = "$iothub/methods/POST/#"
+TWIN_ANSWERS_FILTER = "$iothub/twin/res/#"
+DESIRED_FILTER = "$iothub/twin/PATCH/properties/desired/#"
+MODEL_ID_CHARS_MAX = 2048
+SERVICE_PREFIX = b"$iothub/"
+"""What topics of twins and methods start with; they name no identity, for it is the connection's."""
 
 
 class BadUserName(UserError):
@@ -50,6 +57,14 @@ def parse_user_name(text: str) -> UserName:
     return UserName(host_name(host), Identity(rest[0], rest[1] if len(rest) == 2 else None))
 
 
+def model_id_of(user_name: str) -> str:
+    """The model that a Plug and Play device names behind its user name; empty for none."""
+    for part in user_name.replace("?", "&").split("&"):
+        if part.startswith("model-id="):
+            return unquote(part.removeprefix("model-id="))[:MODEL_ID_CHARS_MAX]
+    return ""
+
+
 def user_name(host: str, identity: Identity) -> str:
     return f"{host}/{identity.client_id}/?api-version={API_VERSION}"
 
@@ -69,13 +84,23 @@ def bag_of(topic: bytes, prefix: bytes) -> bytes | None:
     return b"" if topic == prefix[:-1] else None
 
 
+def mail_filter(identity: Identity) -> str:
+    """The filter of cloud-to-device messages."""
+    return f"{identity.path}/messages/devicebound/#"
+
+
+def mail_topic(device: str, bag: bytes) -> bytes:
+    """Where a cloud-to-device message goes. The slash stands even before an empty bag: one SDK's matcher needs it."""
+    return b"devices/%b/messages/devicebound/%b" % (device.encode(), bag)
+
+
 def may_subscribe(topic_filter: str, identity: Identity) -> bool:
     """Whether the hub grants this filter to this identity: its own mailbox, methods and twin, and nothing else."""
     allowed = {
-        "$iothub/methods/POST/#",
-        "$iothub/twin/res/#",
-        "$iothub/twin/PATCH/properties/desired/#",
-        f"{identity.path}/messages/devicebound/#",
+        METHODS_FILTER,
+        TWIN_ANSWERS_FILTER,
+        DESIRED_FILTER,
+        mail_filter(identity),
     }
     if identity.module is not None:
         allowed |= {f"{identity.path}/inputs/#", f"{identity.path}/#"}

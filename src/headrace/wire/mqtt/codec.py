@@ -31,6 +31,10 @@ class MalformedPacket(DataError):
     code = "mqtt.malformed"
 
 
+class ZeroPacketId(MalformedPacket):
+    """A PUBLISH with packet id 0: well formed, and not allowed."""
+
+
 class UnsupportedVersion(DataError):
     """A CONNECT of another protocol version: answered with CONNACK 1."""
 
@@ -81,8 +85,9 @@ class Unsubscribe(NamedTuple):
 class FrameParser:
     """Cuts bytes, arriving in any pieces, into frames. After an error the parser must not be used again."""
 
-    def __init__(self, packet_bytes_max: int) -> None:
+    def __init__(self, packet_bytes_max: int, *, strict: bool = False) -> None:
         self._limit = packet_bytes_max
+        self._strict = strict  # refuse a length of more bytes than it needs, as MQTT 5 demands
         self.rest = bytearray()  # of a frame that has not come as a whole yet
         self._needed = 0  # bytes that `rest` must reach before another look is worth it
 
@@ -114,6 +119,8 @@ class FrameParser:
                     length, start = _long_length(data, position, end)
                     if start < 0:
                         break
+                if self._strict and not data[start - 1]:
+                    raise MalformedPacket("a remaining length of more bytes than it needs")
             stop = start + length
             if length > limit:
                 self._too_large(data, position, first, length)
@@ -126,7 +133,7 @@ class FrameParser:
                 body_at = topic_end + 2
                 packet_id = data[topic_end:body_at]
                 if body_at > stop or packet_id == b"\0\0":
-                    raise MalformedPacket("a PUBLISH ends inside its topic or packet id, or has packet id 0")
+                    raise _bad_publish(body_at > stop)
                 frames.append((first, data[topic_at:topic_end], packet_id, data[body_at:stop]))
             elif first & 0xF0 == PUBLISH:
                 frames.append(_rare_publish(first, data[start:stop]))
@@ -150,6 +157,12 @@ class FrameParser:
             raise PacketTooLarge(length, self._limit, first, excerpt)
 
 
+def _bad_publish(short: bool) -> MalformedPacket:
+    if short:
+        return MalformedPacket("a PUBLISH ends inside its topic or packet id")
+    return ZeroPacketId("PUBLISH: packet id 0")
+
+
 def _rare_publish(first: int, data: bytes) -> Frame:
     """A PUBLISH body of another QoS than 1. Raises MalformedPacket."""
     body = _Body("PUBLISH", data)
@@ -158,7 +171,7 @@ def _rare_publish(first: int, data: bytes) -> Frame:
     topic = body.binary()
     packet_id = body.take(2) if first & 0x06 else b""
     if packet_id == b"\0\0":
-        raise body.fail("packet id 0")
+        raise _bad_publish(False)
     return first, topic, packet_id, body.take(body.left)
 
 
@@ -337,10 +350,12 @@ def encode_connack(code: int, *, session_present: bool = False) -> bytes:
     return bytes((CONNACK, 2, session_present and code == 0, code))
 
 
-def encode_publish(topic: bytes, payload: bytes, *, packet_id: int = 0, retain: bool = False) -> bytes:
-    """A PUBLISH of QoS 1 when `packet_id` is given, else of QoS 0."""
+def encode_publish(
+    topic: bytes, payload: bytes, *, packet_id: int = 0, retain: bool = False, duplicate: bool = False
+) -> bytes:
+    """A PUBLISH of QoS 1 when `packet_id` is given, else of QoS 0. `duplicate` says that it was sent before."""
     number = packet_id.to_bytes(2, "big") if packet_id else b""
-    first = PUBLISH | (2 if packet_id else 0) | retain
+    first = PUBLISH | (2 if packet_id else 0) | retain | (8 if duplicate else 0)
     return (
         b"".join((bytes((first,)), encode_length(len(topic) + len(number) + len(payload) + 2), _field(topic)))
         + number

@@ -33,6 +33,12 @@ class Unsubscribing(NamedTuple):
     request: Unsubscribe
 
 
+class Acknowledged(NamedTuple):
+    """A PUBACK for what the caller published."""
+
+    packet_id: int
+
+
 class Reply(NamedTuple):
     """Bytes to send as they are."""
 
@@ -51,8 +57,9 @@ class Violation(NamedTuple):
     reply: bytes = b""
 
 
-Action: TypeAlias = Connecting | Published | Subscribing | Unsubscribing | Reply | Disconnecting | Violation
-_NOTHING = Reply(b"")
+Action: TypeAlias = (
+    Connecting | Published | Subscribing | Unsubscribing | Acknowledged | Reply | Disconnecting | Violation
+)
 State: TypeAlias = Literal["new", "open", "closed"]
 
 
@@ -115,10 +122,10 @@ class ServerConnection:
             except MalformedPacket as exc:
                 actions.append(self._violation("malformed", exc))
             if isinstance(actions[-1], Violation | Disconnecting):
-                return [action for action in actions if action is not _NOTHING]
+                return actions
         if run:
             actions.append(Published(run))
-        return [action for action in actions if action is not _NOTHING]
+        return actions
 
     def _other(self, frame: Frame) -> Action:
         first, body = frame[0], frame[1]
@@ -139,7 +146,7 @@ class ServerConnection:
         if first == codec.PINGREQ and not body:
             return Reply(codec.PING_RESPONSE)
         if first == codec.PUBACK and len(body) == 2:
-            return _NOTHING
+            return Acknowledged(int.from_bytes(body, "big"))
         if first == codec.DISCONNECT and not body:
             self.state = "closed"
             return Disconnecting()
