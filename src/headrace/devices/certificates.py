@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -249,6 +249,15 @@ class TrustedAuthorities:
 
     def check(self, shown: ClientCertificate, *, name: str) -> float:
         """Until when (UTC seconds) the certificate stands for `name`, its common name. Raises CertificateRefused."""
+        try:
+            return self._checked(shown, name)
+        except (
+            ValueError,
+            UnsupportedAlgorithm,
+        ) as exc:  # the library reads parts of a certificate only when asked for them
+            raise CertificateRefused("malformed", "its certificate cannot be read", hint="issue another") from exc
+
+    def _checked(self, shown: ClientCertificate, name: str) -> float:
         leaf = load(shown.der)
         now = to_datetime(self._clock.now())
         if common_name(leaf) != name:
@@ -302,7 +311,12 @@ def _may_issue(issuer: x509.Certificate, subject: x509.Certificate, now: datetim
 def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):  # a wrong signature, a wrong name, a key of another kind
+    except (
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        ValueError,
+        TypeError,
+    ):  # a wrong signature, a wrong name, a key of another kind
         return False
     return True
 

@@ -15,7 +15,6 @@ from typing import Any, cast
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from OpenSSL import SSL
-from OpenSSL.crypto import PKey
 
 from headrace.devices.certificates import ClientCertificate
 
@@ -44,7 +43,7 @@ def server_context(certificate: bytes, key: bytes) -> SSL.Context:
     context.use_certificate(own)
     for each in above:
         context.add_extra_chain_cert(each)
-    context.use_privatekey(PKey.from_cryptography_key(cast(Any, load_pem_private_key(key, None))))
+    context.use_privatekey(cast(Any, load_pem_private_key(key, None)))
     context.check_privatekey()
     context.set_verify(SSL.VERIFY_PEER, _accept)
     return context
