@@ -29,6 +29,7 @@ MODULES = {
     "blueprint": "blueprint",
     "alert": "alert",
     "ledger": "ledger",
+    "bench": "bench",
 }
 """Verb -> the module that has it. Only the one that was typed is imported: `headrace status` loads no stream engine."""
 
