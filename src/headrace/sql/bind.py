@@ -26,12 +26,34 @@ from headrace.sql.functions.conversion import cast_to
 from headrace.sql.functions.text import like_pattern
 from headrace.sql.functions.user import UserFunction, as_scalar
 from headrace.sql.rows import ABSENT
-from headrace.sql.scope import Scope, fail, field_of
+from headrace.sql.scope import Scope, fail, field_of, paths
 from headrace.sql.spec import Scalar
 from headrace.sql.units import PARTS
 from headrace.sql.values import DATETIME, TEXT, Column, Constant
 
 __all__ = ["AggregateCall", "AnalyticCall", "Binder", "scalars"]
+
+
+_ELSEWHERE = {
+    "convert": "write CAST(x AS type)",
+    "try_convert": "write TRY_CAST(x AS type)",
+    "isnull": "write COALESCE(a, b)",
+    "ifnull": "write COALESCE(a, b)",
+    "nvl": "write COALESCE(a, b)",
+    "iif": "write CASE WHEN … THEN … ELSE … END",
+    "getdate": "write System.Timestamp()",
+    "now": "write System.Timestamp()",
+    "stddev": "did you mean 'stdev'?",
+    "variance": "did you mean 'var'?",
+    "median": "write PERCENTILE_CONT(0.5) OVER (ORDER BY x)",
+    "length": "did you mean 'len'?",
+    "getarrayelements": "it stands in CROSS APPLY or OUTER APPLY",
+    "getrecordproperties": "it stands in CROSS APPLY or OUTER APPLY",
+}
+"""What other dialects call it."""
+_WINDOW_CALLS = {f"{kind}{end}" for kind in ("tumbling", "hopping", "sliding", "session") for end in ("", "window")} | {
+    "windows"
+}
 
 
 @cache
@@ -65,6 +87,10 @@ class Binder(CallBinder):
             alias = self.aliases.get(node.parts[0].lower()) if len(node.parts) == 1 else None
             if alias is not None:
                 return self.bind(alias)
+            for cut in range(len(node.parts) - 1, 0, -1):  # a field of a record that is a grouping key
+                index = self.group_keys.get(self.scope.canon(tree.Name(node.at, node.parts[:cut])))
+                if index is not None:
+                    return paths(_extra(index), node.parts[cut:])
             fail(
                 node.at,
                 f"column {'.'.join(node.parts)!r} is neither a grouping key nor aggregated",
@@ -223,11 +249,10 @@ class Binder(CallBinder):
             first = given.pop(0)
             part = first.parts[0].lower() if isinstance(first, tree.Name) and len(first.parts) == 1 else ""
             if part not in PARTS:
-                fail(
-                    first.at,
-                    f"{first.at.text!r} is not a date part",
-                    hint=nearest(first.at.text, PARTS) or "year, day, …",
-                )
+                hint = nearest(first.at.text, PARTS) or "year, day, …"
+                if isinstance(first, tree.Literal) and first.value in PARTS:
+                    hint = f"write {first.value} without quotes"
+                fail(first.at, f"{first.at.text!r} is not a date part", hint=hint)
             args.append(lambda frame: Constant(frame.rows, part))
         args += [self._instant(arg) if spec.name == "datediff" else self.bind(arg) for arg in given]
         if not spec.kernels:
@@ -259,12 +284,10 @@ class Binder(CallBinder):
                 hint=f"write {rest.upper()}(…)",
                 code="sql.function",
             )
-        fail(
-            node.at,
-            f"unknown function {node.name!r}",
-            hint=nearest(node.name, known) or "user functions are called as udf.name(…)",
-            code="sql.function",
-        )
+        if node.name in _WINDOW_CALLS:
+            fail(node.at, f"the window {node.at.text} is not allowed here", hint="windows stand in GROUP BY")
+        hint = _ELSEWHERE.get(node.name) or nearest(node.name, known) or "user functions are called as udf.name(…)"
+        fail(node.at, f"unknown function {node.name!r}", hint=hint, code="sql.function")
 
     def _user(self, node: tree.Call) -> Eval:
         function = self.functions.get(node.name)
@@ -294,6 +317,10 @@ class Binder(CallBinder):
         for arg in args[:-1]:
             tests.append(lambda frame, arg=arg: bits(arg(frame).valid()))  # type: ignore[misc]
         return _choose(tests, args)
+
+
+def _extra(index: int) -> Eval:
+    return lambda frame: frame.extra[index]
 
 
 def _equals(left: Eval, right: Eval) -> Eval:

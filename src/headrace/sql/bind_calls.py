@@ -17,7 +17,7 @@ from headrace.sql.aggregate import Aggregate
 from headrace.sql.evaluate import Eval, Frame
 from headrace.sql.functions.user import UserFunction, as_aggregate
 from headrace.sql.scope import Scope, fail
-from headrace.sql.units import PARTS, TICKS
+from headrace.sql.units import DURATION_MAX, PARTS, TICKS
 from headrace.sql.values import DATETIME, Column
 
 ANALYTIC = ("lag", "last", "isfirst", "anomalydetection_spikeanddip", "anomalydetection_changepoint")
@@ -120,6 +120,8 @@ class CallBinder:
             whole = isinstance(arg, tree.Star) or (
                 isinstance(arg, tree.Name) and not self.scope.resolve(arg)[1] and spec.name == "count"
             )
+            if isinstance(arg, tree.Star) and (arg.parts or not (spec.record or spec.name == "count")):
+                fail(arg.at, f"{node.at.text} of * does not exist", hint="name a column")
             if not whole:
                 args.append(spec.argument(arg, self.bind(arg)))
         if not args and spec.record:
@@ -128,6 +130,8 @@ class CallBinder:
         if spec.ordered:
             if node.over is None or not node.over.order:
                 fail(node.at, f"{node.at.text} needs OVER (ORDER BY …)")
+            if node.over.partition and node.over.limit is None:
+                fail(node.over.at, f"{node.at.text} takes no PARTITION BY here", hint="add the key to GROUP BY")
             for item in node.over.order:
                 args.append(spec.ordering(item.of, self.bind(item.of)))
                 order.append(item.descending)
@@ -207,6 +211,8 @@ class CallBinder:
         constants: list[Any] = []
         given = list(node.args)
         if node.name == "isfirst":
+            if over is not None and over.limit is not None:
+                fail(over.limit.at, "ISFIRST takes no LIMIT DURATION", hint="its interval is ISFIRST(unit, n)")
             limit = self._interval(node)
             given = []
         else:
@@ -270,4 +276,6 @@ class CallBinder:
         number = self._constant(count)
         if not isinstance(number, int) or number < 1:
             fail(count.at, f"the length must be a positive whole number, not {number!r}")
+        if number * TICKS[name] > DURATION_MAX:
+            fail(count.at, f"{number} {name}s is longer than 7 days", hint="at most 7 days")
         return number * TICKS[name]

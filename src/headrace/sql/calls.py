@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -11,9 +12,11 @@ import pyarrow.compute as pc
 
 from headrace.core.errors import DataError, HeadraceError
 from headrace.sql import tree, values
+from headrace.sql.decode import Payload, get_field
 from headrace.sql.evaluate import Eval, Frame
 from headrace.sql.functions.user import UserFunction
 from headrace.sql.moments import Moment
+from headrace.sql.rows import either
 from headrace.sql.scope import Scope, fail
 from headrace.sql.values import BIGINT, BIT, DATETIME, FLOAT, TEXT, Column
 
@@ -103,7 +106,9 @@ def metadata(scope: Scope, node: tree.Call) -> Eval:
         fail(source.at, f"{source.at.text!r} is not a source of this SELECT", hint="name the input or its alias")
     if not isinstance(path, tree.Literal) or not isinstance(path.value, str):
         fail(path.at, "the path must be a text constant", hint="'EventId', '[User].[name]'")
-    segments = [segment.strip("[] ") for segment in path.value.split(".")]
+    segments = _segments(path.value)
+    if not segments:
+        fail(path.at, "the path names nothing", hint="'EventId', '[User].[name]'")
     name = ".".join(segments).lower()
     index = at
 
@@ -111,18 +116,48 @@ def metadata(scope: Scope, node: tree.Call) -> Eval:
         origin = frame.sources[index].origin
         if origin is None:
             return Column(frame.rows)
+        given = [_record(text) for text in origin.metadata("_properties").to_list()]
+        found = values.from_values([_nested(record, segments) for record in given])
         if name in _SYSTEM:
-            return origin.metadata(_SYSTEM[name])
-        return _property(origin.metadata("_properties"), segments)
+            return either(found, origin.metadata(_SYSTEM[name]))
+        if name == "iothub":
+            return either(found, _hub(origin))
+        return either(found, values.from_values([_flat(record, segments) for record in given]))
 
     return read
 
 
-def _property(texts: Column, segments: list[str]) -> Column:
-    """A property by name, from JSON object texts; `User.name` and `name` are the same."""
-    wanted = ".".join(segments[1:] if segments[0].lower() == "user" and len(segments) > 1 else segments)
-    found: list[Any] = []
-    for text in texts.to_list():
-        record = msgspec.json.decode(text) if text else {}
-        found.append(record.get(wanted) if isinstance(record, dict) else None)
-    return values.from_values(found)
+_SEGMENT = re.compile(r"\[([^\]]*)\]|([^.\[\]]+)")
+
+
+def _segments(path: str) -> list[str]:
+    """`[User].[a.b]`, `User.a`: what is in brackets is one name."""
+    return [(quoted or bare).strip() for quoted, bare in _SEGMENT.findall(path) if (quoted or bare).strip()]
+
+
+def _record(text: str | None) -> dict[str, Any]:
+    found = msgspec.json.decode(text) if text else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _nested(record: dict[str, Any], segments: list[str]) -> Any:
+    """What records within records hold. A device can only send texts, so nothing it sends can stand for the system's own."""
+    found: Any = get_field(record, segments[0])
+    if not isinstance(found, dict):
+        return None
+    for segment in segments[1:]:
+        found = get_field(found, segment) if isinstance(found, dict) else None
+    return found
+
+
+def _flat(record: dict[str, Any], segments: list[str]) -> Any:
+    """A property by its own name; `User.name` and `name` are the same."""
+    user = segments[0].lower() == "user" and len(segments) > 1
+    return get_field(record, ".".join(segments[1:] if user else segments))
+
+
+def _hub(origin: Payload) -> Column:
+    devices, ids = origin.metadata("_device").to_list(), origin.metadata("_event_id").to_list()
+    return values.from_values(
+        [{"ConnectionDeviceId": device, "MessageId": id} for device, id in zip(devices, ids, strict=True)]
+    )

@@ -52,10 +52,10 @@ def compare_values(op: str, left: Any, right: Any) -> bool:
         return bool(_OPERATORS[op](left, right))
     if left_type is Moment and right_type is str:
         ticks = parse_moment(right)
-        return ticks is not None and bool(_OPERATORS[op](left.ticks, ticks))
+        return op == "<>" if ticks is None else bool(_OPERATORS[op](left.ticks, ticks))
     if left_type is str and right_type is Moment:
         ticks = parse_moment(left)
-        return ticks is not None and bool(_OPERATORS[op](ticks, right.ticks))
+        return op == "<>" if ticks is None else bool(_OPERATORS[op](ticks, right.ticks))
     if left_type is not right_type or left_type in (dict, list):
         same = left_type is right_type and left == right
         return {"=": same, "<>": not same}.get(op, False)
@@ -94,7 +94,8 @@ def _compare_parts(op: str, left: Part, right: Part, rows: int) -> Bools:
     if {left.kind, right.kind} <= {DATETIME, TEXT}:
         ticks_left, good_left = _ticks(left)
         ticks_right, good_right = _ticks(right)
-        holds = _OPERATORS[op](ticks_left, ticks_right) & good_left & good_right
+        good = good_left & good_right
+        holds = np.where(good, _OPERATORS[op](ticks_left, ticks_right), op == "<>")
         return np.asarray(np.broadcast_to(holds, rows))
     if left.kind != right.kind or left.kind not in (RECORD, ARRAY):
         return np.full(rows, op == "<>", np.bool_)

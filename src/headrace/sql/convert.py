@@ -11,8 +11,8 @@ from headrace.sql.errors import Fault
 from headrace.sql.moments import Moment, parse_moment
 from headrace.sql.values import INT_MAX, INT_MIN, KIND_NAMES, kind_of
 
-_INTEGER = re.compile(r"\s*[+-]?\d+\s*")
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_INTEGER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 def type_name(value: Any) -> str:
@@ -157,3 +157,13 @@ def finite(value: float) -> float:
     if not math.isfinite(value):
         raise Fault("the result does not fit a float", "overflow")
     return value
+
+
+def fits(value: Any) -> bool:
+    """Whether every integer in a value fits a bigint."""
+    kind = type(value)
+    if kind is int:
+        return bool(INT_MIN <= value <= INT_MAX)
+    if kind is dict:
+        return all(fits(part) for part in value.values())
+    return all(fits(part) for part in value) if kind is list else True

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
 from headrace.sql import tree
 from headrace.sql.operators.stream_join import Bound
 from headrace.sql.scope import Scope, fail
 from headrace.sql.units import DURATION_MAX, PARTS, TICKS
 
 _MIRROR = {"=": "=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_SIGNS = {"-": -1, "+": 1}
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _Limits = tuple[int | None, int | None]
 
 
@@ -44,28 +51,39 @@ def _source(node: tree.Node, scope: Scope) -> int | None:
 
 def _limits(part: tree.Node) -> tuple[tree.Call | None, _Limits | None]:
     if isinstance(part, tree.Between) and not part.negated:
-        low, high = _whole(part.low), _whole(part.high)
-        return _datediff(part.of), None if low is None or high is None else (low, high)
+        low, high = _constant(part.low), _constant(part.high)
+        limits = None if low is None or high is None else (math.ceil(low), math.floor(high))
+        return _datediff(part.of), limits
     if not isinstance(part, tree.Binary) or part.op not in _MIRROR:
         return None, None
-    op, call, number = part.op, _datediff(part.left), _whole(part.right)
+    op, call, number = part.op, _datediff(part.left), _constant(part.right)
     if call is None:
-        op, call, number = _MIRROR[op], _datediff(part.right), _whole(part.left)
+        op, call, number = _MIRROR[op], _datediff(part.right), _constant(part.left)
     if number is None:
         return call, None
-    limits: dict[str, _Limits] = {
-        "=": (number, number),
-        "<": (None, number - 1),
-        "<=": (None, number),
-        ">": (number + 1, None),
-        ">=": (number, None),
+    above, below = math.ceil(number), math.floor(number)  # the whole numbers around it; equal where it is whole
+    one_sided: dict[str, _Limits] = {
+        "=": (above, below),
+        "<": (None, above - 1),
+        "<=": (None, below),
+        ">": (below + 1, None),
+        ">=": (above, None),
     }
-    return call, limits[op]
+    return call, one_sided[op]
 
 
 def _datediff(node: tree.Node) -> tree.Call | None:
     return node if isinstance(node, tree.Call) and node.name == "datediff" else None
 
 
-def _whole(node: tree.Node) -> int | None:
-    return node.value if isinstance(node, tree.Literal) and type(node.value) is int else None
+def _constant(node: tree.Node) -> int | float | None:
+    """The value of a number, or of a sum, difference or product of numbers."""
+    if isinstance(node, tree.Literal):
+        return node.value if type(node.value) in (int, float) else None
+    if isinstance(node, tree.Unary) and node.op in _SIGNS:
+        of = _constant(node.of)
+        return None if of is None else _SIGNS[node.op] * of
+    if isinstance(node, tree.Binary) and node.op in _ARITHMETIC:
+        left, right = _constant(node.left), _constant(node.right)
+        return None if left is None or right is None else _ARITHMETIC[node.op](left, right)
+    return None

@@ -5,6 +5,7 @@ No word is reserved everywhere: `timestamp` is a column unless BY follows, `left
 
 from __future__ import annotations
 
+import math
 from typing import NoReturn
 
 from headrace.sql.dialect import Token, tokenize
@@ -252,9 +253,12 @@ class ExpressionParser:
         if text == ".":
             text = "." + self.advance().text
         try:
-            return Literal(token, float(text) if any(char in text for char in ".eE") else int(text))
+            value = float(text) if any(char in text for char in ".eE") else int(text)
         except ValueError:
-            self.fail(f"{text!r} is not a number", token)
+            self.fail(f"{text[:40]!r} is not a number", token)
+        if isinstance(value, float) and not math.isfinite(value):
+            self.fail(f"{text[:40]} does not fit a float", token)
+        return Literal(token, value)
 
     def _word(self, token: Token) -> Node:
         word = token.text.lower()

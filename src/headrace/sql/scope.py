@@ -15,7 +15,7 @@ from headrace.sql.decode import VIRTUAL, get_field
 from headrace.sql.dialect import Token
 from headrace.sql.errors import SqlError
 from headrace.sql.evaluate import Eval, Frame
-from headrace.sql.rows import either
+from headrace.sql.rows import ABSENT, either
 from headrace.sql.tree import Name, Node, key
 from headrace.sql.values import RECORD, Column
 
@@ -93,14 +93,13 @@ class Scope:
         if at is None:
             for source in self.sources:
                 source.wants.add(path[0])
-            return _paths(_any_source(path[0]), path[1:])
+            return paths(_any_source(path[0]), path[1:])
         source = self.sources[at]
         if not path:
             source.whole = True
-            index = at
-            return lambda frame: frame.sources[index].as_record()
+            return _whole(at)
         source.wants.add(path[0])
-        return _paths(_one_source(at, path[0]), path[1:])
+        return paths(_one_source(at, path[0]), path[1:])
 
 
 def _canon(scope: Scope, found: object) -> object:
@@ -113,6 +112,16 @@ def _canon(scope: Scope, found: object) -> object:
             return ("Name", at, parts[1:])
         return ("Name", 0 if len(scope.sources) == 1 else None, parts)
     return tuple(_canon(scope, part) for part in found)
+
+
+def _whole(at: int) -> Eval:
+    """Events as records; null where an outer join found none."""
+
+    def read(frame: Frame) -> Column:
+        rows = frame.sources[at]
+        return rows.as_record().where(rows.times != ABSENT)
+
+    return read
 
 
 def _one_source(at: int, name: str) -> Eval:
@@ -129,7 +138,8 @@ def _any_source(name: str) -> Eval:
     return read
 
 
-def _paths(read: Eval, path: tuple[str, ...]) -> Eval:
+def paths(read: Eval, path: tuple[str, ...]) -> Eval:
+    """The field of a field of what `read` gives."""
     for name in path:
         read = field_of(read, name)
     return read

@@ -5,13 +5,15 @@ Statements need no separator, so a query ends where no clause of it can follow.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
+from headrace.core.errors import nearest
 from headrace.sql.dialect import Token
 from headrace.sql.parser import DEPTH_MAX, RESERVED, ExpressionParser
 from headrace.sql.tree import (
     Apply,
     Call,
+    Cast,
     Duration,
     Field,
     Item,
@@ -98,7 +100,10 @@ class _ScriptParser(ExpressionParser):
         self.expect_mark("(", "after the table name")
         columns: list[tuple[str, str]] = []
         while not columns or self.take_mark(","):
-            columns.append((self.name("a column name").text, self.type_name()))
+            column = self.name("a column name")
+            if any(known.lower() == column.text.lower() for known, _ in columns):
+                self.fail(f"there are two columns named {column.text!r}", column)
+            columns.append((column.text, self.type_name()))
         self.expect_mark(")", "after the columns")
         return Table(at, name, tuple(columns))
 
@@ -193,7 +198,7 @@ class _ScriptParser(ExpressionParser):
         over: tuple[Node, ...] = ()
         partition: tuple[Node, ...] = ()
         match: Match | None = None
-        matched = ""
+        matched, partitions = "", 0
         while True:
             if self.is_word("timestamp") and self.is_word("by", steps=1):
                 if timestamp is not None:
@@ -206,7 +211,7 @@ class _ScriptParser(ExpressionParser):
                 self.at += 2
                 partition = self.expressions()
                 if self.take_word("into"):
-                    self._count()
+                    partitions = self._count()
             elif self.is_word("match_recognize"):
                 if match is not None:
                     self.fail("MATCH_RECOGNIZE stands twice")
@@ -215,7 +220,8 @@ class _ScriptParser(ExpressionParser):
                 self.take_word("as")
                 alias = self.name("an alias").text
             else:
-                return Source(at, name, query, alias or name, timestamp, over, partition, match, matched or name)
+                matched = matched or name
+                return Source(at, name, query, alias or name, timestamp, over, partition, match, matched, partitions)
 
     # -- MATCH_RECOGNIZE
 
@@ -289,10 +295,11 @@ class _ScriptParser(ExpressionParser):
         stop = RESERVED | {"left", "outer"}
         return token.kind == "word" and token.text.lower() not in stop
 
-    def _count(self) -> None:
+    def _count(self) -> int:
         token = self.advance()
-        if token.kind != "number" or not token.text.isdigit() or int(token.text) < 1:
-            self.fail("INTO needs a positive number of partitions", token)
+        if token.kind != "number" or not token.text.isdigit() or not 1 <= int(token.text[:9]) <= 1024:
+            self.fail("INTO needs a positive number of partitions, at most 1024", token)
+        return int(token.text)
 
     def _joins(self) -> tuple[Join | Apply, ...]:
         joins: list[Join | Apply] = []
@@ -353,8 +360,15 @@ class _ScriptParser(ExpressionParser):
         else:
             keys += stamps  # beside a window, System.Timestamp() is a key like any other
         if not windows:
-            self.fail("GROUP BY needs a window", hint="add TumblingWindow(second, 10), say, or System.Timestamp()")
+            self._no_window(keys)
         return tuple(keys), tuple(windows), True
+
+    def _no_window(self, keys: list[Node]) -> NoReturn:
+        """Say so, at a key whose name is nearly that of a window if there is one."""
+        for key in keys:
+            if isinstance(key, Call) and (hint := nearest(key.name, [*_WINDOWS, "windows"])):
+                self.fail(f"GROUP BY needs a window, and {key.at.text!r} is none", key.at, hint=hint)
+        self.fail("GROUP BY needs a window", hint="add TumblingWindow(second, 10), say, or System.Timestamp()")
 
     def _windows(self, call: Call) -> list[Window]:
         windows: list[Window] = []
@@ -438,6 +452,8 @@ def _natural_name(of: Node, index: int) -> str:
         return of.name
     if isinstance(of, Call):
         return of.name.rsplit(".", 1)[-1]
+    if isinstance(of, Cast):
+        return "try_cast" if of.trying else "cast"
     if isinstance(of, Star):
         return "*"
     return f"Column{index + 1}"

@@ -175,6 +175,7 @@ class Source(Node):
     partition: tuple[Node, ...]
     match: Match | None = None
     matched: str = ""  # what the events are called inside MATCH_RECOGNIZE and before
+    partitions: int = 0  # PARTITION BY … INTO n; 0 where it does not say
 
 
 @dataclass(frozen=True, slots=True, eq=False)

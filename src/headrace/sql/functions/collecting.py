@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from headrace.sql import tree, values
@@ -172,6 +173,7 @@ class _Percentile(_Collect):
     def __init__(self, fraction: float, *, descending: bool, continuous: bool) -> None:
         super().__init__()
         self.fraction = fraction
+        self.exact = Fraction(repr(fraction))  # 0.07 of 100 is 7, not the 8th
         self.descending = descending
         self.continuous = continuous
 
@@ -188,7 +190,7 @@ class _Percentile(_Collect):
             return None
         ordered = sorted(found, key=_rank, reverse=self.descending)
         if not self.continuous:
-            return ordered[max(1, math.ceil(self.fraction * len(ordered))) - 1]
+            return ordered[max(1, math.ceil(self.exact * len(ordered))) - 1]
         rank = self.fraction * (len(ordered) - 1)
         low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
         if isinstance(low, Moment) or isinstance(high, Moment):

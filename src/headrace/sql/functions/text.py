@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pyarrow.compute as pc
 
-from headrace.sql.convert import integer, text
+from headrace.sql.convert import fits, integer, text
 from headrace.sql.errors import Fault
+from headrace.sql.functions.ecmascript import ecmascript
 from headrace.sql.spec import Scalar
 from headrace.sql.values import TEXT
 
@@ -105,7 +106,7 @@ def _patindex(pattern: Any, value: Any) -> int:
 
 def _regexmatch(value: Any, pattern: Any) -> int:
     try:
-        found = re.search(text(pattern), text(value), re.IGNORECASE | re.DOTALL)
+        found = ecmascript(text(pattern)).search(text(value))
     except re.error:
         return 0
     return found.start() + 1 if found else 0
@@ -156,7 +157,7 @@ def _json_parse(value: Any) -> Any:
         found = msgspec.json.decode(value.encode())
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
-    return found if type(found) is dict else None
+    return found if type(found) is dict and fits(found) else None
 
 
 LEN = Scalar("len", 1, 1, lambda value: len(text(value).rstrip(" ")), doc="Characters without trailing blanks.")
