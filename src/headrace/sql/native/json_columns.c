@@ -23,9 +23,38 @@ typedef const uint8_t *Bytes;
 
 static inline Bytes blanks(Bytes p, Bytes end)
 {
+    if (p < end && *p > ' ')
+        return p;
     while (p < end && (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r'))
         p++;
     return p;
+}
+
+/* Whether `size` bytes are equal: keys are short, and a call of memcmp would cost more than the comparison. */
+static inline int same(Bytes a, Bytes b, int32_t size)
+{
+    if (size > 16)
+        return memcmp(a, b, (size_t)size) == 0;
+    if (size >= 8) {
+        uint64_t a1, b1, a2, b2;
+        memcpy(&a1, a, 8);
+        memcpy(&b1, b, 8);
+        memcpy(&a2, a + size - 8, 8);
+        memcpy(&b2, b + size - 8, 8);
+        return ((a1 ^ b1) | (a2 ^ b2)) == 0;
+    }
+    if (size >= 4) {
+        uint32_t a1, b1, a2, b2;
+        memcpy(&a1, a, 4);
+        memcpy(&b1, b, 4);
+        memcpy(&a2, a + size - 4, 4);
+        memcpy(&b2, b + size - 4, 4);
+        return ((a1 ^ b1) | (a2 ^ b2)) == 0;
+    }
+    for (int32_t at = 0; at < size; at++)
+        if (a[at] != b[at])
+            return 0;
+    return 1;
 }
 
 /* Whether [p, end) is UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF. */
@@ -402,6 +431,7 @@ typedef struct {
 typedef struct {
     Bytes key;
     int32_t size, field; /* the first of the fields that the key may mean; -1: not wanted */
+    int plain;           /* it is the name of that field exactly, and means no other */
 } Place;
 
 static int same_letters(Bytes key, Bytes lower, int32_t size)
@@ -425,7 +455,7 @@ static int32_t meant(Bytes key, int32_t size, const Wanted *wanted, int32_t fiel
             continue;
         if (one->lower_size == size && same_letters(key, one->lower, size))
             return at;
-        if (one->size == size && memcmp(one->name, key, (size_t)size) == 0)
+        if (one->size == size && same(one->name, key, size))
             return at;
     }
     return -1;
@@ -434,8 +464,8 @@ static int32_t meant(Bytes key, int32_t size, const Wanted *wanted, int32_t fiel
 /* Keep a value for one field: by its exact name the last one counts, else the first spelling, of that the last value. */
 static inline void keep(Found *one, const Wanted *wanted, Bytes key, int32_t size, uint8_t kind, int64_t value)
 {
-    int exact = wanted->size == size && memcmp(wanted->name, key, (size_t)size) == 0;
-    if (!exact && (one->exact || (one->spelling && (one->size != size || memcmp(one->spelling, key, (size_t)size) != 0))))
+    int exact = wanted->size == size && same(wanted->name, key, size);
+    if (!exact && (one->exact || (one->spelling && (one->size != size || !same(one->spelling, key, size)))))
         return;
     if (!exact && kind == NUL)
         kind = ABSENT; /* null by another spelling is as good as nothing */
@@ -493,14 +523,16 @@ static int body(Bytes p, Bytes end, Bytes data, const Wanted *wanted, int32_t fi
         return blanks(p + 1, end) == end;
     for (;; turn++) {
         int32_t field, size;
+        int plain = 0;
         if (p == end || *p != '"')
             return 0;
         Bytes key = ++p;
         Place *place = turn < PLACES_MAX ? &places[turn] : NULL;
         if (place && place->key && end - p > place->size && p[place->size] == '"'
-            && memcmp(p, place->key, (size_t)place->size) == 0) {
+            && same(p, place->key, place->size)) {
             size = place->size; /* the bytes of a row before, which were a good key in ASCII without escapes */
             field = place->field;
+            plain = place->plain;
         } else {
             int has = 0;
             Bytes close = string_end(p, end, &has);
@@ -511,7 +543,9 @@ static int body(Bytes p, Bytes end, Bytes data, const Wanted *wanted, int32_t fi
             if (has & HAS_HIGH)
                 strange = 1;
             else if (place)
-                *place = (Place){key, size, field};
+                *place = (Place){key, size, field,
+                                 field >= 0 && wanted[field].next < 0 && wanted[field].size == size
+                                     && same(wanted[field].name, key, size)};
         }
         p = blanks(p + size + 1, end);
         if (p == end || *p != ':')
@@ -527,8 +561,11 @@ static int body(Bytes p, Bytes end, Bytes data, const Wanted *wanted, int32_t fi
             p = wanted_value(p, end, data, &kind, &value);
             if (p == NULL)
                 return 0;
-            for (int32_t at = field; at >= 0; at = wanted[at].next)
-                keep(&found[at], &wanted[at], key, size, kind, value);
+            if (plain)
+                found[field] = (Found){value, key, size, kind, 1};
+            else
+                for (int32_t at = field; at >= 0; at = wanted[at].next)
+                    keep(&found[at], &wanted[at], key, size, kind, value);
         }
         p = blanks(p, end);
         if (p == end)
