@@ -14,6 +14,7 @@ import structlog
 
 from headrace.core.clock import Clock
 from headrace.core.errors import Conflict, NotFound, Unavailable, UserError
+from headrace.devices.mailbox import COLLECTION as MAILBOX
 from headrace.devices.model import (
     COLLECTION,
     MODULES,
@@ -43,6 +44,7 @@ from headrace.devices.rules import (
     edge_scope,
     make_key,
 )
+from headrace.devices.twins import COLLECTION as TWINS
 from headrace.docstore.contract import ABSENT, ANY, DocStore, Document
 
 TRIES_MAX = 10
@@ -159,15 +161,20 @@ class DeviceCommands:
         return await self._set(id, **{f"{which}_key": self._key("")})
 
     async def delete(self, id: str, *, if_match: str | None = None) -> None:
-        """Its modules go too. Raises NotFound when there is none, Conflict (`device.etag`) for another etag."""
+        """Its modules go too, with all twins and waiting messages.
+
+        Raises NotFound when there is none, Conflict (`device.etag`) for another etag.
+        """
         try:
             there = await self._docs.delete(COLLECTION, id, if_match=if_match)
         except Conflict as exc:
             raise (_missing(id) if await self._docs.get(COLLECTION, id) is None else _stale("device", id)) from exc
         if not there:
             raise _missing(id)
-        for module in await self._docs.query(MODULES, prefix=f"{id}/", limit=PAGE):
-            await self._docs.delete(MODULES, module.id)
+        await self._docs.delete(TWINS, id)
+        for collection in (MODULES, TWINS, MAILBOX):
+            for part in await self._docs.query(collection, prefix=f"{id}/", limit=PAGE):
+                await self._docs.delete(collection, part.id)
         log.info("device.deleted", device=id)
 
     async def create_module(self, draft: ModuleDraft) -> RegisteredModule:
@@ -227,6 +234,7 @@ class DeviceCommands:
                 raise _stale("module", name) from exc
         if not there:
             raise _missing_module(device, id)
+        await self._docs.delete(TWINS, name)
         log.info("module.deleted", device=device, module=id)
 
     def _make(self, draft: Draft) -> Device:

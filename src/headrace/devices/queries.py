@@ -97,6 +97,14 @@ class DeviceQueries:
     async def count(self) -> int:
         return await self._docs.count(COLLECTION)
 
+    async def count_disabled(self) -> int:
+        """Reads them: meant for the few that are."""
+        count, after = 0, ""
+        while page := await self._docs.query(COLLECTION, where={"status": "disabled"}, after=after, limit=PAGE):
+            count += len(page)
+            after = page[-1].id
+        return count
+
 
 class DeviceDirectory:
     """Every device, module and shared policy, in memory, as fresh as the change feed: what a gateway asks on each connect.

@@ -1,0 +1,1 @@
+"""The hub's service API over HTTPS: registry, twins, methods, queries and messages by IoT Hub's paths."""
