@@ -18,14 +18,15 @@ check: setup ## ruff, mypy --strict, floors
 	@$(PYTHON) -m pytest tests/test_floors.py
 
 test: ## set up and pass the tests, real components included
-	@bash scripts/setup.sh --system chromium mosquitto postgresql
+	@bash scripts/setup.sh --system chromium compiler mosquitto postgresql
 	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
 
 test-all: ## the tests that take minutes too
-	@bash scripts/setup.sh --system chromium mosquitto postgresql
+	@bash scripts/setup.sh --system chromium compiler mosquitto postgresql
 	@$(PYTHON) -m pytest $(ARGS)
 
-bench: setup ## every benchmark once; one JSON line each
+bench: ## every benchmark once; one JSON line each
+	@bash scripts/setup.sh --system compiler mosquitto-server
 	@for file in benchmarks/[!_]*.py; do echo "# $$file"; $(PYTHON) $$file || exit 1; done
 
 demo: setup ## simulated factories over MQTT to the console; DATA=file replays a real one; FOR=60 stops after a minute

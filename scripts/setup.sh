@@ -32,10 +32,8 @@ for name in "$@"; do
       need chromium command -v chromium
       need libatomic1 has_library libatomic.so.1 # of the driver that Playwright brings
       ;;
-    mosquitto)
-      need mosquitto-clients command -v mosquitto_pub
-      need mosquitto test -x /usr/sbin/mosquitto # a peer of the ingest benchmark
-      ;;
+    mosquitto) need mosquitto-clients command -v mosquitto_pub ;;
+    mosquitto-server) need mosquitto test -x /usr/sbin/mosquitto ;; # a peer of benchmarks; as a package it also starts a service
     compiler) # for the JSON parser; without one the plain decoder does the work
       need gcc command -v cc
       need libc6-dev test -e /usr/include/stdlib.h
