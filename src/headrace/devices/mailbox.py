@@ -16,6 +16,7 @@ import structlog
 from headrace.core.clock import TICKS_PER_S, Clock, from_iso, to_iso
 from headrace.core.errors import Conflict, UserError
 from headrace.core.identity import EventIds
+from headrace.devices.turns import Turns
 from headrace.docstore.contract import DocStore, Document
 
 COLLECTION = "mailbox"
@@ -114,6 +115,8 @@ class Mailbox:
         self._clock = clock
         self._ids = ids
         self._bury = bury
+        self._turns = Turns()  # so that nobody counts while another adds
+        self._last = 0  # ticks of the latest letter: its place in the queue is its alone
         self.on_mail: list[Callable[[str], None]] = []
 
     async def send(self, device: str, message: Message, *, ttl_s: float = TTL_S, generation: str = "") -> str:
@@ -129,10 +132,14 @@ class Mailbox:
         own = self._ids.take()
         system = {**message.system, "message-id": message.system.get("message-id") or own}
         expires = _expiry(now, system.get("absolute-expiry-time"), ttl_s)
-        if await self.pending(device) >= PENDING_MAX:
-            raise QueueFull(f"{PENDING_MAX} messages wait for {device!r}", hint="let it fetch them, or purge its queue")
         letter = Letter("", device, message._replace(system=system), now, expires, generation=generation)
-        await self._docs.put(COLLECTION, f"{device}/{now:020d}-{own}", _body(letter))
+        async with self._turns.of(device):
+            if await self.pending(device) >= PENDING_MAX:
+                raise QueueFull(
+                    f"{PENDING_MAX} messages wait for {device!r}", hint="let it fetch them, or purge its queue"
+                )
+            self._last = max(now, self._last + 1)
+            await self._docs.put(COLLECTION, f"{device}/{self._last:020d}-{own}", _body(letter))
         for callback in self.on_mail:
             callback(device)
         return str(system["message-id"])

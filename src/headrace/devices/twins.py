@@ -7,10 +7,8 @@ changed yet has no document.
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -20,6 +18,7 @@ from headrace.core.clock import YEAR_ONE, Clock, to_iso
 from headrace.core.errors import Conflict, Unavailable
 from headrace.devices import twin_rules as rules
 from headrace.devices.model import Device, Module
+from headrace.devices.turns import Turns
 from headrace.devices.twin_rules import Json, SectionName
 from headrace.docstore.contract import ABSENT, DocStore
 from headrace.wire.iothub.topics import Identity
@@ -80,7 +79,7 @@ class TwinService:
         self._docs = docs
         self._clock = clock
         self._random_bytes = random_bytes
-        self._turns: dict[str, _Turn] = {}
+        self._turns = Turns()  # fewer conflicts, and patches in the order sent
         self.on_desired: list[OnDesired] = []
         self.on_change: list[OnChange] = []
 
@@ -161,7 +160,7 @@ class TwinService:
         """Remember the model that a device named when it connected. Moves no version."""
         twin, _ = await self._read(identity)
         if twin.model_id != model_id:
-            async with self._turn(identity):
+            async with self._turns.of(identity.client_id):
                 await self._attempts(identity, lambda old: msgspec.structs.replace(old, model_id=model_id))
 
     async def delete(self, identity: Identity) -> None:
@@ -210,7 +209,7 @@ class TwinService:
             etag = base64.b64encode(self._random_bytes(8)).decode()
             return msgspec.structs.replace(change(old), version=old.version + 1, etag=etag)
 
-        async with self._turn(identity):
+        async with self._turns.of(identity.client_id):
             return await self._attempts(identity, moved)
 
     async def _attempts(self, identity: Identity, change: Callable[[Twin], Twin]) -> Twin:
@@ -230,26 +229,6 @@ class TwinService:
         """The twin and its document's etag, ABSENT for none."""
         found = await self._docs.get(COLLECTION, identity.client_id)
         return (Twin(), ABSENT) if found is None else (twin_from_body(found.body), found.etag)
-
-    @asynccontextmanager
-    async def _turn(self, identity: Identity) -> AsyncIterator[None]:
-        """One change of a twin at a time in this process, in the order asked for: fewer conflicts, patches in order."""
-        key = identity.client_id
-        turn = self._turns.setdefault(key, _Turn())
-        turn.waiting += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.waiting -= 1
-            if not turn.waiting:
-                del self._turns[key]
-
-
-class _Turn:
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.waiting = 0
 
 
 def twin_from_body(body: Json) -> Twin:
