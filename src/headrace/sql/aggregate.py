@@ -34,6 +34,12 @@ class Accumulator:
         """Add slot `slots[i]` of `other` to slot `into[i]`, in order."""
         raise NotImplementedError
 
+    def spans(self, args: Sequence[Column], low: Ints, high: Ints) -> bool:
+        """Make slot i of a fresh accumulator the aggregate of rows `low[i]` to `high[i]` - 1, all at once. False: it cannot,
+        so the rows must be added.
+        """
+        return False
+
     def result(self, slots: Ints) -> Column:
         raise NotImplementedError
 

@@ -6,8 +6,8 @@ order in which they first appear, so the numbering does not depend on where a st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,43 @@ from headrace.sql.state import hashable
 from headrace.sql.values import BIGINT, DATETIME, TEXT, Column, Constant, Ints
 
 Key = tuple[Any, ...]
+
+
+class Keys(Sequence[Key]):
+    """Keys of groups, held as one list per key column: a tuple is made only when somebody asks for it.
+
+    Ten thousand tuples a batch would cost more than the grouping itself, most of it in the garbage collector.
+    """
+
+    __slots__ = ("columns", "size")
+
+    def __init__(self, columns: Sequence[list[Any]], size: int) -> None:
+        self.columns = list(columns)
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, at: int) -> Key: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Keys: ...
+
+    def __getitem__(self, at: int | slice) -> Key | Keys:
+        if isinstance(at, slice):
+            return Keys([column[at] for column in self.columns], len(range(self.size)[at]))
+        if not -self.size <= at < self.size:
+            raise IndexError(at)
+        return tuple(column[at] for column in self.columns)
+
+    def pick(self, at: Ints) -> Keys:
+        """The keys at some positions."""
+        some = at.tolist()
+        return Keys([[column[one] for one in some] for column in self.columns], len(some))
+
+    def __iter__(self) -> Iterator[Key]:
+        return zip(*self.columns, strict=True) if self.columns else iter([()] * self.size)
 
 
 def encode(column: Column) -> tuple[Ints, list[Any]]:
@@ -47,13 +84,13 @@ def renumber(codes: Ints) -> tuple[Ints, Ints]:
     return dense, first
 
 
-def group(columns: Sequence[Column], rows: int) -> tuple[Ints, list[Key]]:
+def group(columns: Sequence[Column], rows: int) -> tuple[Ints, Keys]:
     """A group number per row and each group's key, in order of appearance."""
     if not columns or rows == 0:
-        return np.zeros(rows, np.int64), [()] if rows else []
+        return np.zeros(rows, np.int64), Keys([[] for _ in columns], 1 if rows else 0)
     codes, distinct = encode(columns[0])
     if len(columns) == 1:
-        return codes, [(value,) for value in distinct]
+        return codes, Keys([distinct], len(distinct))
     lists = [distinct]
     encoded = [codes]
     combined, size = codes, len(distinct)
@@ -68,4 +105,4 @@ def group(columns: Sequence[Column], rows: int) -> tuple[Ints, list[Key]]:
         size *= len(values)
     dense, first = renumber(combined)
     picked = [[values[code] for code in codes[first].tolist()] for codes, values in zip(encoded, lists, strict=True)]
-    return dense, list(zip(*picked, strict=True))
+    return dense, Keys(picked, len(first))

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.core.errors import DataError
-from headrace.sql import tree, values
+from headrace.sql import doubling, tree, values
 from headrace.sql.aggregate import Accumulator, Aggregate, ArrayAccumulator
 from headrace.sql.convert import number, shown, type_name
 from headrace.sql.errors import Fault
@@ -81,6 +81,18 @@ def _rows(slots: Ints, mask: Any, data: Any) -> tuple[Ints, Any]:
     return (slots, data) if mask is None else (slots[mask], data[mask])
 
 
+def _within(mask: Any, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    """Spans over all rows as spans over the rows that `mask` holds (None: all)."""
+    if mask is None or mask.all():
+        return low, high
+    before = np.concatenate([[0], np.cumsum(mask)])
+    return before[low], before[high]
+
+
+def _overflow(total: int) -> DataError:
+    return DataError(f"SUM of bigint overflows at {total}", hint="CAST to float first", code="sql.overflow")
+
+
 class _Count(ArrayAccumulator):
     fields: ClassVar = {"count": (np.int64, 0)}
 
@@ -92,6 +104,11 @@ class _Count(ArrayAccumulator):
 
     def merge(self, into: Ints, other: Any, slots: Ints) -> None:
         np.add.at(self.arrays["count"], into, other.arrays["count"][slots])
+
+    def spans(self, args: Sequence[Column], low: Ints, high: Ints) -> bool:
+        low, high = _within(args[0].valid(), low, high) if args else (low, high)
+        self.arrays["count"][: len(low)] = high - low
+        return True
 
     def result(self, slots: Ints) -> Column:
         return values.of(BIGINT, self.arrays["count"][slots])
@@ -128,8 +145,24 @@ class _Sum(ArrayAccumulator):
         for slot, value in zip(at.tolist(), numbers.tolist(), strict=True):
             total = int(sums[slot]) + value
             if not INT_MIN <= total <= INT_MAX:
-                raise DataError(f"SUM of bigint overflows at {total}", hint="CAST to float first", code="sql.overflow")
+                raise _overflow(total)
             sums[slot] = total
+
+    def spans(self, args: Sequence[Column], low: Ints, high: Ints) -> bool:
+        for kind, data, mask in values.plain(args[0]).parts:
+            begin, end = _within(mask, low, high)
+            some = data if mask is None else data[mask]
+            if kind == FLOAT:
+                self.arrays["floats"][: len(low)] = doubling.sums(some, begin, end)
+                self.arrays["float_count"][: len(low)] = end - begin
+            else:
+                upper, lower = doubling.whole_sums(some, begin, end)
+                if (np.abs(upper + 0.5) > 1 << 31).any():
+                    at = int(np.argmax(np.abs(upper + 0.5)))
+                    raise _overflow((int(upper[at]) << 32) + int(lower[at]))
+                self.arrays["bigints"][: len(low)] = (upper << 32) + lower
+                self.arrays["bigint_count"][: len(low)] = end - begin
+        return True
 
     def merge(self, into: Ints, other: Any, slots: Ints) -> None:
         self._add_bigints(into, other.arrays["bigints"][slots])
@@ -210,6 +243,26 @@ class _Extreme(Accumulator):
                 at, some = _rows(slots, mask, data)
                 self._put(kind, at, some.astype(np.int64) if kind == BIT else some)
 
+    def spans(self, args: Sequence[Column], low: Ints, high: Ints) -> bool:
+        pick = np.maximum if self.largest else np.minimum
+        for kind, data, mask in values.plain(args[0]).parts:
+            begin, end = _within(mask, low, high)
+            some = np.flatnonzero(end > begin)
+            self._open(kind)
+            self.has[kind][some] = True
+            if kind == TEXT:
+                texts = data.to_pylist() if mask is None else data.filter(pa.array(mask)).to_pylist()
+                ranks = {text: rank for rank, text in enumerate(sorted(set(texts)))}
+                order = np.fromiter(map(ranks.__getitem__, texts), np.int64, len(texts))
+                named = np.array(list(ranks), object)
+                self.best[kind][some] = named[doubling.extremes(order, begin[some], end[some], pick)]
+            else:
+                numbers = data if mask is None else data[mask]
+                # Which of -0.0 and 0.0 is the greater is up to the processor; as sums they are one.
+                numbers = numbers + 0.0 if kind == FLOAT else numbers.astype(np.int64)
+                self.best[kind][some] = doubling.extremes(numbers, begin[some], end[some], pick)
+        return True
+
     def merge(self, into: Ints, other: Any, slots: Ints) -> None:
         for kind in other.best:
             held = other.has[kind][slots]
@@ -258,6 +311,15 @@ class _Extreme(Accumulator):
                 self.has[kind][slot] = True
 
 
+def _floats(column: Column) -> tuple[Any, Any]:
+    """The numbers of a column as floats, and which rows have one."""
+    column = values.plain(column)
+    numbers = np.zeros(column.rows)
+    for _, data, mask in column.parts:
+        numbers = data.astype(np.float64) if mask is None else np.where(mask, data, numbers)
+    return numbers, column.valid()
+
+
 class _Spread(ArrayAccumulator):
     """Sums of differences from the group's first value, and of their squares."""
 
@@ -273,12 +335,17 @@ class _Spread(ArrayAccumulator):
         self.sample = sample
         self.root = root
 
+    def spans(self, args: Sequence[Column], low: Ints, high: Ints) -> bool:
+        numbers, valid = _floats(args[0])
+        begin, end = _within(valid, low, high)
+        mean, deviations = doubling.moments(numbers if valid.all() else numbers[valid], begin, end)
+        filled = slice(len(low))
+        self.arrays["count"][filled] = end - begin
+        self.arrays["first"][filled], self.arrays["squares"][filled] = mean, deviations
+        return True
+
     def add(self, slots: Ints, args: Sequence[Column]) -> None:
-        column = values.plain(args[0])
-        numbers = np.zeros(column.rows)
-        for _, data, mask in column.parts:
-            numbers = data.astype(np.float64) if mask is None else np.where(mask, data, numbers)
-        valid = column.valid()
+        numbers, valid = _floats(args[0])
         if not valid.all():
             slots, numbers = slots[valid], numbers[valid]
         count, first = self.arrays["count"], self.arrays["first"]

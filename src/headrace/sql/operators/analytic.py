@@ -1,8 +1,8 @@
 """LAG, LAST, ISFIRST and the anomaly detectors: values that look back over earlier events of the same key.
 
-History is a few values per key, kept in a dictionary; a batch takes the history of just the keys it holds, computes all its
-rows at once with sorted arrays, and puts the new history back. History that is older than the duration is dropped when a
-key is seen again and, for keys gone silent, by a sweep now and then.
+History is a few values per key, kept in arrays by the key's number; a batch takes the history of just the keys it holds,
+computes all its rows at once with sorted arrays, and puts the new history back. History that is older than the duration is
+dropped when a key is seen again and, for keys gone silent, by a sweep now and then.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from headrace.core.flow import Watermark
 from headrace.detect.change_point import ChangePoint
 from headrace.detect.spike_dip import SpikeDip
 from headrace.sql import values
+from headrace.sql.arrays import enlarged, expand, stable_order
 from headrace.sql.bind import AnalyticCall
 from headrace.sql.evaluate import Frame, RowFault
-from headrace.sql.keys import Key
+from headrace.sql.key_ids import KeyIds
+from headrace.sql.keys import Keys
+from headrace.sql.operators.cells import Cells
 from headrace.sql.operators.look_back import Analytic, candidates, groups
 from headrace.sql.operators.over_aggregate import OverAggregate
-from headrace.sql.state import hashable, pack, table_values, thawed, unpack, value_table
+from headrace.sql.state import pack, unpack
 from headrace.sql.units import ORIGIN
 from headrace.sql.values import BIGINT, FLOAT, RECORD, Bools, Column, Constant, Ints
 
@@ -36,14 +39,30 @@ def make_analytic(call: AnalyticCall) -> Analytic:
 
 
 class Lag(Analytic):
-    """LAG(x, n, default) and LAST(x, default), which is LAG with offset 0."""
+    """LAG(x, n, default) and LAST(x, default), which is LAG with offset 0.
+
+    Key number k owns the cells k·keep to k·keep + keep - 1; the first `count[k]` hold its newest candidates, oldest first.
+    """
 
     def __init__(self, call: AnalyticCall) -> None:
         self.call = call
         self.offset: int = call.constants[0]
         self.keep = max(self.offset, 1)
-        self.history: dict[Key, list[tuple[int, Any]]] = {}  # oldest first, at most `keep`
+        self._empty()
         self._swept: Watermark = 0
+
+    def _empty(self) -> None:
+        self.ids = KeyIds()
+        self.count: Ints = np.empty(0, np.int64)  # by key number
+        self.times: Ints = np.empty(0, np.int64)  # by cell
+        self.cells = Cells()
+
+    def _reserve(self) -> None:
+        room = self.ids.room
+        if room > len(self.count):
+            self.count = enlarged(self.count, room)
+            self.times = enlarged(self.times, len(self.count) * self.keep)
+            self.cells.reserve(len(self.times))
 
     def process(self, frame: Frame) -> Column:
         call = self.call
@@ -51,16 +70,14 @@ class Lag(Analytic):
         default = call.args[1](frame) if len(call.args) > 1 else Constant(frame.rows, None)
         candidate = candidates(call, frame)
         codes, keys = groups(call, frame)
-        old_codes, old_times, old_values = self._recall(keys)
-        before = len(old_codes)
+        old_codes, cells = self._recall(keys)
+        before, times = len(old_codes), frame.times
         if before:
-            column = values.concat([values.from_values(old_values), column])
-            times = np.concatenate([np.array(old_times, np.int64), frame.times])
-            codes = np.concatenate([np.array(old_codes, np.int64), codes])
+            column = values.concat([self.cells.take(cells), column])
+            times = np.concatenate([self.times[cells], times])
+            codes = np.concatenate([old_codes, codes])
             candidate = np.concatenate([np.ones(before, np.bool_), candidate])
-        else:
-            times = frame.times
-        order = np.argsort(codes, kind="stable")
+        order = stable_order(codes, len(keys))
         chosen = self._look_back(order, codes, times, candidate)[before:]
         self._remember(order, codes, times, candidate, column, keys)
         found = column.take(chosen)
@@ -69,16 +86,15 @@ class Lag(Analytic):
             return found
         return values.merge(frame.rows, [(~missing, found), (missing, default)])
 
-    def _recall(self, keys: list[Key]) -> tuple[list[int], list[int], list[Any]]:
-        codes: list[int] = []
-        times: list[int] = []
-        found: list[Any] = []
-        for code, key in enumerate(keys):
-            for time, value in self.history.get(key, ()):
-                codes.append(code)
-                times.append(time)
-                found.append(value)
-        return codes, times, found
+    def _recall(self, keys: Keys) -> tuple[Ints, Ints]:
+        """The cells that hold history of some keys, and the position of the key of each."""
+        ids = self.ids.find(keys)
+        known = np.flatnonzero(ids >= 0)
+        starts = ids[known] * self.keep
+        if self.keep == 1:
+            return known, starts
+        span, cells = expand(starts, starts + self.count[ids[known]])
+        return known[span], cells
 
     def _look_back(self, order: Ints, codes: Ints, times: Ints, candidate: Bools) -> Ints:
         """For each row, which row its value comes from; -1 for none within the duration."""
@@ -97,46 +113,60 @@ class Lag(Analytic):
         good &= times - times[at] < self.call.limit
         return np.where(good, back, -1)
 
-    def _remember(
-        self, order: Ints, codes: Ints, times: Ints, candidate: Bools, column: Column, keys: list[Key]
-    ) -> None:
+    def _remember(self, order: Ints, codes: Ints, times: Ints, candidate: Bools, column: Column, keys: Keys) -> None:
         """The last `keep` candidates of every key in the batch become its history."""
-        positions = order[candidate[order]]
+        positions = order if candidate.all() else order[candidate[order]]
         if not len(positions):
             return
-        key_codes = codes[positions]
-        ends = np.searchsorted(key_codes, np.arange(len(keys)), side="right")
-        starts = np.maximum(np.searchsorted(key_codes, np.arange(len(keys)), side="left"), ends - self.keep)
-        lengths = ends - starts
-        total = int(lengths.sum())
-        flat = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) + np.arange(total)
-        picked = positions[flat]
-        pairs = list(zip(times[picked].tolist(), column.take(picked).to_list(), strict=True))
-        at = 0
-        for key, length in zip(keys, lengths.tolist(), strict=True):
-            if length:
-                self.history[key] = pairs[at : at + length]
-                at += length
+        lengths = np.bincount(codes[positions], minlength=len(keys))
+        stops = np.cumsum(lengths)
+        have = np.flatnonzero(lengths)  # keys with a candidate: the others get no number, as nothing would free it
+        ids = self.ids.number(keys if len(have) == len(keys) else keys.pick(have))
+        self._reserve()
+        kept = np.minimum(lengths[have], self.keep)
+        span, at = expand(stops[have] - kept, stops[have])
+        cells = (ids * self.keep - (stops[have] - kept))[span] + at
+        self.count[ids] = kept
+        self.times[cells] = times[positions[at]]
+        self.cells.put(cells, column.take(positions[at]))
 
     def advance(self, mark: Watermark) -> None:
         """Sweep once per duration: a key whose newest value is too old for any later row has no use."""
         if mark - self._swept < self.call.limit:
             return
         self._swept = mark
-        limit = mark + 1 - self.call.limit
-        self.history = {key: found for key, found in self.history.items() if found[-1][0] > limit}
+        live = self.ids.live()
+        gone = live[self.times[live * self.keep + self.count[live] - 1] <= mark + 1 - self.call.limit]
+        _, cells = expand(gone * self.keep, (gone + 1) * self.keep)
+        self.cells.clear(cells)
+        self.count[gone] = 0
+        self.ids.forget(gone)
 
     def rows(self) -> int:
-        return len(self.history)
+        return len(self.ids)
 
     def snapshot(self) -> pa.Table:
-        keys = [[thawed(part) for part in key] for key in self.history]
-        return value_table(keys, list(self.history.values()))
+        """One row a key: its candidates as [time, value], oldest first."""
+        ids = self.ids.live()
+        starts = ids * self.keep
+        _, cells = expand(starts, starts + self.count[ids])
+        pairs = list(zip(self.times[cells].tolist(), self.cells.take(cells).to_list(), strict=True))
+        stops = np.cumsum(self.count[ids]).tolist()
+        rows = [pairs[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+        packed = pa.array([pack(row) for row in rows], pa.binary())
+        return pa.table({"_key": pa.array(self.ids.packed(ids), pa.binary()), "value": packed})
 
     def restore(self, table: pa.Table) -> None:
-        self.history = {}
-        for key, found in table_values(table):
-            self.history[tuple(hashable(part) for part in key)] = [(time, value) for time, value in found]
+        self._empty()
+        ids = self.ids.restore(table.column("_key").to_pylist())
+        self._reserve()
+        rows = [unpack(data) for data in table.column("value").to_pylist()]
+        self.count[ids] = np.fromiter(map(len, rows), np.int64, len(rows))
+        starts = ids * self.keep
+        _, cells = expand(starts, starts + self.count[ids])
+        pairs = [pair for row in rows for pair in row]
+        self.times[cells] = np.fromiter((time for time, _ in pairs), np.int64, len(pairs))
+        self.cells.put(cells, values.from_values([value for _, value in pairs]))
 
 
 class IsFirst(Analytic):
@@ -144,38 +174,48 @@ class IsFirst(Analytic):
 
     def __init__(self, call: AnalyticCall) -> None:
         self.call = call
-        self.last: dict[Key, int] = {}  # the interval that had its first row already
+        self.ids = KeyIds()
+        self.last: Ints = np.empty(0, np.int64)  # by key number: the interval that had its first row already
 
     def process(self, frame: Frame) -> Column:
         candidate = candidates(self.call, frame)
         codes, keys = groups(self.call, frame)
         intervals = -((ORIGIN - frame.times) // self.call.limit)
-        known = np.array([self.last.get(key, -(1 << 62)) for key in keys], np.int64)
-        at = np.flatnonzero(candidate)
         out = np.zeros(frame.rows, np.int64)
+        at = np.flatnonzero(candidate)
         if len(at):
-            order = at[np.argsort(codes[at], kind="stable")]
+            order = at[stable_order(codes[at], len(keys))]
             code, interval = codes[order], intervals[order]
-            fresh = np.ones(len(order), np.bool_)
-            fresh[1:] = (code[1:] != code[:-1]) | (interval[1:] != interval[:-1])
-            out[order] = fresh & (interval != known[code])
-            for which, last in zip(code.tolist(), interval.tolist(), strict=True):
-                self.last[keys[which]] = last
+            head = np.concatenate([[True], code[1:] != code[:-1]])
+            which = code[head]  # keys with a candidate, ascending
+            fresh = np.concatenate([[True], interval[1:] != interval[:-1]]) | head
+            known = self.ids.find(keys.pick(which))
+            first = np.flatnonzero(head)
+            seen = known >= 0
+            fresh[first[seen]] = interval[first[seen]] != self.last[known[seen]]
+            out[order] = fresh
+            ids = self.ids.number(keys.pick(which))
+            self.last = enlarged(self.last, self.ids.room)
+            self.last[ids] = interval[np.append(first[1:], len(code)) - 1]
         return values.of(BIGINT, out)
 
     def advance(self, mark: Watermark) -> None:
         current = -((ORIGIN - mark) // self.call.limit)
-        if len(self.last) > 1000:
-            self.last = {key: interval for key, interval in self.last.items() if interval >= current}
+        if len(self.ids) > 1000:
+            live = self.ids.live()
+            self.ids.forget(live[self.last[live] < current])
 
     def rows(self) -> int:
-        return len(self.last)
+        return len(self.ids)
 
     def snapshot(self) -> pa.Table:
-        return value_table([[thawed(part) for part in key] for key in self.last], list(self.last.values()))
+        ids = self.ids.live()
+        return pa.table({"_key": pa.array(self.ids.packed(ids), pa.binary()), "value": pa.array(self.last[ids])})
 
     def restore(self, table: pa.Table) -> None:
-        self.last = {tuple(hashable(part) for part in key): last for key, last in table_values(table)}
+        ids = self.ids.restore(table.column("_key").to_pylist())
+        self.last = np.zeros(self.ids.room, np.int64)
+        self.last[ids] = table.column("value").to_numpy()
 
 
 class Anomaly(Analytic):
@@ -183,8 +223,7 @@ class Anomaly(Analytic):
 
     def __init__(self, call: AnalyticCall) -> None:
         self.call = call
-        self.ids: dict[Key, int] = {}
-        self.free: list[int] = []
+        self.ids = KeyIds()
         self.detector = self._new()
         self._swept: Watermark = 0
 
@@ -205,19 +244,13 @@ class Anomaly(Analytic):
             return Column(frame.rows)
         codes, keys = groups(self.call, frame)
         ids = np.zeros(len(keys), np.int64)
-        for code in np.unique(codes[at]).tolist():  # a key without any value gets no number, as nothing would free it
-            ids[code] = self._id(keys[code])
+        with_value = np.flatnonzero(np.bincount(codes[at], minlength=len(keys)))
+        ids[with_value] = self.ids.number(keys.pick(with_value))  # the others get none, as nothing would free it
         odd, score = self.detector.score(ids[codes[at]], frame.times[at], numbers[at])
         records = np.empty(frame.rows, object)
         for row, flag, value in zip(at.tolist(), odd.tolist(), score.tolist(), strict=True):
             records[row] = {"IsAnomaly": flag, "Score": value}
         return values.of(RECORD, records, seen)
-
-    def _id(self, key: Key) -> int:
-        found = self.ids.get(key)
-        if found is None:
-            found = self.ids[key] = self.free.pop() if self.free else len(self.ids)
-        return found
 
     def _numbers(self, frame: Frame, column: Column, seen: Bools) -> tuple[Any, Bools]:
         """Values as floats and which rows have one; anything but a number is a fault of its row."""
@@ -238,24 +271,27 @@ class Anomaly(Analytic):
         if mark - self._swept < self.call.limit:
             return
         self._swept = mark
-        gone = set(self.detector.expire(mark).tolist())
-        if gone:
-            self.free += sorted(gone)
-            self.ids = {key: index for key, index in self.ids.items() if index not in gone}
+        self.ids.forget(self.detector.expire(mark))
 
     def rows(self) -> int:
         return len(self.ids)
 
     def snapshot(self) -> pa.Table:
-        keys = pack([[[thawed(part) for part in key], index] for key, index in self.ids.items()])
+        ids = self.ids.live()
+        keys = pack([self.ids.packed(ids), ids.tolist()])
         table = self.detector.snapshot()
         return table.replace_schema_metadata({**(table.schema.metadata or {}), b"keys": keys})
 
     def restore(self, table: pa.Table) -> None:
         metadata = dict(table.schema.metadata)
-        keys = unpack(metadata.pop(b"keys"))
-        self.ids = {tuple(hashable(part) for part in key): index for key, index in keys}
-        used = set(self.ids.values())
-        self.free = [index for index in range(max(used, default=-1)) if index not in used]
+        packed, ids = unpack(metadata.pop(b"keys"))
+        numbers = self.ids.restore(packed)
         self.detector = self._new()
-        self.detector.restore(table.replace_schema_metadata(metadata or None))
+        self.detector.restore(renamed(table, dict(zip(ids, numbers.tolist(), strict=True)), metadata))
+
+
+def renamed(table: pa.Table, numbers: dict[int, int], metadata: dict[bytes, bytes]) -> pa.Table:
+    """A detector's state with its keys numbered anew."""
+    keys = pa.array([numbers[key] for key in table.column("_key").to_pylist()], pa.int64())
+    at = table.schema.get_field_index("_key")
+    return table.set_column(at, "_key", keys).replace_schema_metadata(metadata or None)

@@ -8,22 +8,37 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from headrace.core.flow import Watermark
+from headrace.sql import values
 from headrace.sql.aggregate import Accumulator
-from headrace.sql.keys import Key
+from headrace.sql.keys import Key, Keys
+from headrace.sql.state import thawed
 from headrace.sql.tree import Window
 from headrace.sql.values import Column, Ints
 
 Make = Callable[[], list[Accumulator]]
-Parts = tuple[Ints, list[Key]]
+Parts = tuple[Ints, Sequence[Key]]
 """A number per row and the key behind each number."""
 
 
 class Closed(NamedTuple):
-    """Groups of windows that closed: their ends, keys and aggregates, in order of end and first appearance."""
+    """Groups of windows that closed: their ends, keys and aggregates, in order of end and first appearance.
+
+    `codes` gives the position of each group's key in `keys`; None: each has its own, in order.
+    """
 
     ends: Ints
-    keys: list[Key]
+    keys: Sequence[Key]
     results: list[Column]
+    codes: Ints | None = None
+
+    def key_column(self, part: int) -> Column:
+        """One part of the keys, a value per group."""
+        if isinstance(self.keys, Keys):
+            found = [thawed(value) for value in self.keys.columns[part]]
+        else:
+            found = [thawed(key[part]) for key in self.keys]
+        column = values.from_values(found)
+        return column if self.codes is None else column.take(self.codes)
 
 
 class WindowState(Protocol):

@@ -8,7 +8,7 @@ import pyarrow as pa
 from headrace.core.flow import Watermark
 from headrace.sql.bind import AnalyticCall
 from headrace.sql.evaluate import Frame, truth
-from headrace.sql.keys import Key, group
+from headrace.sql.keys import Keys, group
 from headrace.sql.values import Bools, Column, Ints
 
 
@@ -37,6 +37,6 @@ def candidates(call: AnalyticCall, frame: Frame) -> Bools:
     return np.ones(frame.rows, np.bool_) if call.when is None else truth(call.when(frame))
 
 
-def groups(call: AnalyticCall, frame: Frame) -> tuple[Ints, list[Key]]:
+def groups(call: AnalyticCall, frame: Frame) -> tuple[Ints, Keys]:
     """The PARTITION BY key of each row."""
     return group([part(frame) for part in call.partition], frame.rows)

@@ -1,12 +1,10 @@
 """Aggregates with OVER (... LIMIT DURATION ...): for every event, over itself and what its key has seen lately.
 
-History is kept per key as the values of the aggregate's arguments; a batch recalls the history of just the keys it holds.
-Events that fail WHEN are no members, but still get a result.
+History are the rows that a later event may still see, with the values of the aggregate's arguments; a batch recalls the
+history of just the keys it holds. Events that fail WHEN are no members, but still get a result.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,24 +12,21 @@ import pyarrow as pa
 from headrace.core.flow import Watermark
 from headrace.sql import values
 from headrace.sql.aggregate import Accumulator
+from headrace.sql.arrays import stable_order
 from headrace.sql.bind import AggregateCall, AnalyticCall
 from headrace.sql.evaluate import Frame
-from headrace.sql.keys import Key
+from headrace.sql.keys import Keys
+from headrace.sql.operators.held import Held, Some
 from headrace.sql.operators.look_back import Analytic, candidates, groups
 from headrace.sql.operators.spans import aggregate_spans, count_upto
-from headrace.sql.state import hashable, table_values, thawed, value_table
-from headrace.sql.values import Column, Ints
-
-_Past = list[tuple[int, tuple[Any, ...]]]
-"""Times and argument values, oldest first."""
+from headrace.sql.values import Bools, Column, Ints
 
 
 class OverAggregate(Analytic):
     def __init__(self, call: AnalyticCall, aggregate: AggregateCall) -> None:
         self.call = call
         self.aggregate = aggregate
-        self.history: dict[Key, _Past] = {}
-        self._swept: Watermark = 0
+        self.held = Held()
 
     def _make(self) -> list[Accumulator]:
         return [self.aggregate.spec.make(self.aggregate.order, self.aggregate.constants)]
@@ -42,51 +37,73 @@ class OverAggregate(Analytic):
         args = [values.plain(arg(frame)) for arg in self.aggregate.args]
         frame.keep_faults(since, member)
         codes, keys = groups(self.call, frame)
-        past = [(code, time, given) for code, key in enumerate(keys) for time, given in self.history.get(key, ())]
-        before = len(past)
-        times, members = frame.times, np.flatnonzero(member) + before
-        row_codes = codes
-        if before:
-            old = zip(*(given for _, _, given in past), strict=True)
-            args = [values.concat([values.from_values(list(one)), arg]) for one, arg in zip(old, args, strict=True)]
-            codes = np.concatenate([np.array([code for code, _, _ in past], np.int64), codes])
-            times = np.concatenate([np.array([time for _, time, _ in past], np.int64), times])
-            members = np.concatenate([np.arange(before), members])
-        order = members[np.argsort(codes[members], kind="stable")]
-        # Up to the row itself in arrival order; later rows of the same time do not count.
-        high = count_upto(codes[order], order, row_codes, np.arange(frame.rows) + before)
-        low = count_upto(codes[order], times[order], row_codes, frame.times - self.call.limit)
-        (found,) = aggregate_spans(self._make, [args], order, np.minimum(low, high), high)
-        self._remember(order, codes, times, args, keys)
+        past = self._recall(keys)
+        own = Some(frame.times, codes, args)
+        found = self._found(own, member, past, len(keys))
+        self._remember(own, member, keys)
         return found
 
-    def _remember(self, order: Ints, codes: Ints, times: Ints, args: list[Column], keys: list[Key]) -> None:
-        """Every key of the batch keeps what its next row may still see."""
-        newest = np.full(len(keys), np.iinfo(np.int64).min)
-        np.maximum.at(newest, codes, times)
-        kept = order[times[order] > newest[codes[order]] - self.call.limit]
-        lists = [arg.take(kept).to_list() for arg in args]
-        given = zip(*lists, strict=True) if lists else iter([()] * len(kept))
-        for key in keys:
-            self.history.pop(key, None)
-        for code, time, value in zip(codes[kept].tolist(), times[kept].tolist(), given, strict=True):
-            self.history.setdefault(keys[code], []).append((time, value))
+    def _recall(self, keys: Keys) -> Some | None:
+        """What is held of some keys, with the position of the key instead of its number."""
+        held = self.held.together()
+        if held is None:
+            return None
+        ids = self.held.ids.find(keys)
+        position = np.full(self.held.ids.room + 1, -1)
+        position[ids] = np.arange(len(keys))
+        position[-1] = -1  # where the keys without a number went
+        codes = position[held.ids]
+        at = np.flatnonzero(codes >= 0)
+        if len(at) == len(codes):
+            return held._replace(ids=codes)
+        return held.take(at)._replace(ids=codes[at]) if len(at) else None
+
+    def _found(self, own: Some, member: Bools, past: Some | None, keys: int) -> Column:
+        """The aggregate for each row: over the members up to it, itself included, that are within the duration.
+
+        Up to the row in order of arrival: later rows of the same time do not count.
+        """
+        rows, times, codes, args = len(own.times), own.times, own.ids, own.columns
+        before = 0
+        if past is not None:
+            before = len(past.times)
+            times, codes = np.concatenate([past.times, times]), np.concatenate([past.ids, codes])
+            member = np.concatenate([np.ones(before, np.bool_), member])
+            args = [values.concat([old, new]) for old, new in zip(past.columns, args, strict=True)]
+        order = stable_order(codes, keys)
+        inside = member[order]
+        fresh = order >= before
+        asking = order[fresh]
+        members = order if inside.all() else order[inside]
+        high: Ints = np.cumsum(inside)[fresh].astype(np.int64)
+        low = count_upto(codes[members], times[members], codes[asking], times[asking] - self.call.limit)
+        (found,) = aggregate_spans(self._make, [args], members, np.minimum(low, high), high)
+        back = np.empty(rows, np.int64)
+        back[asking - before] = np.arange(rows)
+        return found.take(back)
+
+    def _remember(self, own: Some, member: Bools, keys: Keys) -> None:
+        """Keep the members, and let go of what no later row can see."""
+        if not member.all():
+            own = own.take(np.flatnonzero(member))
+        if not len(own.times):
+            return
+        have = np.flatnonzero(np.bincount(own.ids, minlength=len(keys)))
+        ids = np.empty(len(keys), np.int64)
+        ids[have] = self.held.ids.number(keys if len(have) == len(keys) else keys.pick(have))
+        self.held.append(own.times, ids[own.ids], own.columns)
+        self.held.forget(int(own.times[-1]) - self.call.limit)
 
     def advance(self, mark: Watermark) -> None:
-        """Once per duration, drop the keys that nothing was heard of for that long."""
-        if mark - self._swept < self.call.limit:
-            return
-        self._swept = mark
-        self.history = {key: past for key, past in self.history.items() if past[-1][0] > mark + 1 - self.call.limit}
+        """Rows to come are later than `mark`."""
+        self.held.forget(mark + 1 - self.call.limit)
 
     def rows(self) -> int:
-        return sum(map(len, self.history.values()))
+        return len(self.held)
 
     def snapshot(self) -> pa.Table:
-        keys = [[thawed(part) for part in key] for key in self.history]
-        return value_table(keys, [[[time, list(given)] for time, given in past] for past in self.history.values()])
+        return self.held.snapshot()
 
     def restore(self, table: pa.Table) -> None:
-        self.history = {}
-        for key, past in table_values(table):
-            self.history[tuple(hashable(part) for part in key)] = [(time, tuple(given)) for time, given in past]
+        self.held = Held()
+        self.held.restore(table)

@@ -5,14 +5,18 @@ Equalities between the two sides make the key (nulls never match); whatever else
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from headrace.sql.arrays import expand, stable_order
 from headrace.sql.calls import from_arrow
 from headrace.sql.evaluate import Eval, Frame, truth
-from headrace.sql.keys import Key, group
+from headrace.sql.key_ids import KeyIds
+from headrace.sql.keys import Key, Keys, group
 from headrace.sql.rows import Named, Rows
 from headrace.sql.state import Frozen, thawed
 from headrace.sql.values import Ints
@@ -43,39 +47,55 @@ def by_value(key: Key) -> Key:
     return tuple(int(thawed(part)) if type(thawed(part)) is bool else part for part in key)
 
 
+def _by_value(keys: Keys) -> Sequence[Key]:
+    if any(Frozen in set(map(type, column)) for column in keys.columns):
+        return [by_value(key) for key in keys]
+    return keys
+
+
+class _Index(NamedTuple):
+    """The table's rows by key: those of key number k are `rows[starts[k] : starts[k] + lengths[k]]`."""
+
+    ids: KeyIds
+    rows: Ints
+    starts: Ints
+    lengths: Ints
+
+
 class ReferenceJoinOperator:
     """Holds the index. Reference data is given anew on every start, so it is no state."""
 
     def __init__(self, join: ReferenceJoin, table: pa.Table) -> None:
         self.join = join
         self.rows = table_rows(table)
-        self.index: dict[Key, list[int]] | None = None
+        self.index: _Index | None = None
 
-    def _build(self, position: int) -> dict[Key, list[int]]:
+    def _build(self, position: int) -> _Index:
         empty = Rows(self.rows.times, [])
         frame = Frame(self.rows.times, [*[empty] * position, self.rows])
         codes, keys = group([key(frame) for key in self.join.table_keys], self.rows.rows)
-        keys = [by_value(key) for key in keys]
-        index: dict[Key, list[int]] = {key: [] for key in keys if None not in key}
-        for row, code in enumerate(codes.tolist()):
-            if keys[code] in index:
-                index[keys[code]].append(row)
-        return index
+        ids = KeyIds()
+        found = [by_value(key) for key in keys]
+        known = {key: number for number, key in enumerate(dict.fromkeys(key for key in found if None not in key))}
+        ids.number(list(known))
+        number = np.array([known.get(key, -1) for key in found], np.int64)[codes]
+        rows = np.flatnonzero(number >= 0)
+        rows = rows[stable_order(number[rows], len(known))]
+        lengths = np.bincount(number[rows], minlength=len(known) + 1)  # the last one is the key that no row has
+        return _Index(ids, rows, np.cumsum(lengths) - lengths, lengths)
 
     def process(self, frame: Frame) -> Frame:
         if self.index is None:
             self.index = self._build(len(frame.sources))
         codes, keys = group([key(frame) for key in self.join.stream_keys], frame.rows)
-        found = [self.index.get(by_value(key), []) if None not in key else [] for key in keys]
-        lengths = np.array([len(rows) for rows in found], np.int64)
-        per_row = lengths[codes] if len(lengths) else np.zeros(frame.rows, np.int64)
-        stream_at = np.repeat(np.arange(frame.rows), per_row)
-        flat = np.array([row for rows in found for row in rows], np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if len(lengths) else lengths
-        begin = np.concatenate([[0], np.cumsum(per_row)[:-1]]).astype(np.int64) if frame.rows else per_row
-        table_at = (
-            flat[starts[codes[stream_at]] + np.arange(len(stream_at)) - begin[stream_at]] if len(flat) else flat[:0]
-        )
+        ids, rows, starts, lengths = self.index
+        number = ids.find(_by_value(keys))[codes]  # -1 is the last
+        if len(rows) and int(lengths.max()) == 1:
+            stream_at = np.flatnonzero(number >= 0)
+            table_at = rows[starts[number[stream_at]]]
+        else:
+            stream_at, position = expand(starts[number], (starts + lengths)[number])
+            table_at = rows[position]
         if self.join.residual is not None and len(stream_at):
             pairs = self._pair(frame, stream_at, table_at)
             keep = truth(self.join.residual(pairs))

@@ -23,7 +23,7 @@ from headrace.sql.operators.apply import ApplyStage
 from headrace.sql.operators.reference_join import ReferenceJoin, ReferenceJoinOperator
 from headrace.sql.operators.windows import GroupOperator
 from headrace.sql.rows import Joined, Named, Records, Rows, Spread
-from headrace.sql.state import bytes_table, table_bytes, thawed
+from headrace.sql.state import bytes_table, table_bytes
 
 Stage = ReferenceJoin | ApplyStage
 OnFaults = Callable[[Frame], Frame]
@@ -148,9 +148,8 @@ class SelectOperator:
         closed = self.group.advance(mark) if self.group is not None else None
         if closed is None:
             return None
-        ends, keys, results = closed
-        columns = [values.from_values([thawed(key[index]) for key in keys]) for index in range(len(self.plan.keys))]
-        frame = Frame(ends, [], [*columns, *results])
+        ends, columns = closed
+        frame = Frame(ends, [], columns)
         frame = self._filter(frame, self.plan.having)
         return self._project(frame) if frame.rows else None
 

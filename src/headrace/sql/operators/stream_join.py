@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.core.flow import MAX_WATERMARK, MIN_WATERMARK, Watermark
+from headrace.sql.arrays import expand
 from headrace.sql.evaluate import Eval, Frame, truth
 from headrace.sql.keys import Key, group
 from headrace.sql.operators.reference_join import by_value
-from headrace.sql.operators.spans import count_upto, expand
+from headrace.sql.operators.spans import count_upto
 from headrace.sql.operators.stored import load_rows, store_rows
 from headrace.sql.rows import ABSENT, Joined, Rows
 from headrace.sql.state import hashable, pack, thawed, unpack

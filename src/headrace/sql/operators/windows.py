@@ -24,7 +24,7 @@ from headrace.sql.operators.sliding import Sliding
 from headrace.sql.state import hashable, pack, thawed, unpack
 from headrace.sql.tree import Window
 from headrace.sql.units import ORIGIN
-from headrace.sql.values import Column, Ints
+from headrace.sql.values import Column, Constant, Ints
 
 
 class Panes:
@@ -253,22 +253,28 @@ class GroupOperator:
         for panes, part in zip(self.panes, parts, strict=True):
             panes.add(times, codes, keys, args, part)
 
-    def advance(self, mark: Watermark) -> tuple[Ints, list[Key], list[Column]] | None:
-        """(ends, keys, aggregates, then the window's id) of all that closed, by end, then window, then appearance."""
+    def advance(self, mark: Watermark) -> tuple[Ints, list[Column]] | None:
+        """(ends, columns) of all that closed, by end, then window, then appearance. The columns are the parts of the key,
+        the aggregates, and last the window's id.
+        """
         found = [(index, panes.close(mark)) for index, panes in enumerate(self.panes)]
-        closed = [(index, one) for index, one in found if one is not None and len(one.keys)]
+        closed = [(index, one) for index, one in found if one is not None and len(one.ends)]
         if not closed:
             return None
         ends = np.concatenate([one.ends for _, one in closed])
-        keys = [key for _, one in closed for key in one.keys]
-        results = [values.concat(list(columns)) for columns in zip(*(one.results for _, one in closed), strict=True)]
-        ids = [self.panes[index].window.id for index, one in closed for _ in range(len(one.keys))]
-        results.append(values.from_values(ids))
+        pieces = [
+            [
+                *(one.key_column(part) for part in range(len(one.keys[0]))),
+                *one.results,
+                Constant(len(one.ends), self.panes[index].window.id),
+            ]
+            for index, one in closed
+        ]
+        columns = [values.concat(list(same)) for same in zip(*pieces, strict=True)]
         if len(closed) > 1:
             order = np.argsort(ends, kind="stable")
-            keys = [keys[at] for at in order.tolist()]
-            ends, results = ends[order], [column.take(order) for column in results]
-        return ends, keys, results
+            ends, columns = ends[order], [column.take(order) for column in columns]
+        return ends, columns
 
     def rows(self) -> int:
         return sum(panes.rows() for panes in self.panes)
