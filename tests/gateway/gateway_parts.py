@@ -141,6 +141,9 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closed
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def pause_reading(self) -> None:
         self.paused = True
 
@@ -247,7 +250,8 @@ class Hub:
         self.ports = Listening(-1, -1, -1)
         self._clients: list[DeviceClient] = []
 
-    def made(self) -> Gateway:
+    def made(self, ports: Listening | None = None) -> Gateway:
+        """Another gateway on the same log and documents; `ports` are those that a worker before it got."""
         return Gateway(
             self.config,
             log=self.log,
@@ -257,6 +261,7 @@ class Hub:
             clock=self.clock,
             metrics=Metrics(),
             ids=EventIds(random.randbytes(16)),
+            ports=ports,
         )
 
     async def start(self) -> None:
