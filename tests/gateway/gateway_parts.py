@@ -33,7 +33,7 @@ from headrace.gateway.ingress import Ingress
 from headrace.gateway.limits import RateLimit
 from headrace.gateway.methods import Methods
 from headrace.gateway.mqtt import MqttConnection, MqttDoor
-from headrace.gateway.presence import Presence
+from headrace.gateway.presence import WORKER, Presence
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.server import Gateway, Listening
 from headrace.gateway.sessions import Sessions
@@ -152,17 +152,19 @@ class Wire(asyncio.Transport):
 
 
 class Parts:
-    """The gateway's inner parts without sockets, on a manual clock."""
+    """The gateway's inner parts without sockets, on a manual clock. With a `bus` it is one of the workers over `beside`'s
+    documents."""
 
-    def __init__(self, **limits: Any) -> None:
-        self.clock = ManualClock()
+    def __init__(self, *, bus: Bus | None = None, beside: Parts | None = None, **limits: Any) -> None:
+        self.clock = beside.clock if beside else ManualClock()
         self.devices = Devices([device("a"), device("b"), device("off", status="disabled"), device("p+#s")])
         self.log = BrokenLog(self.clock)
-        self.docs = MemoryDocStore(self.clock)
+        self.docs = beside.docs if beside else MemoryDocStore(self.clock)
         self.metrics = Metrics()
         self.writer = DocumentWriter(self.docs, self.clock)
-        self.sessions = Sessions(self.docs, self.writer)
-        self.presence = Presence(self.docs, self.writer, self.clock)
+        self.bus = bus or Bus()
+        self.sessions = Sessions(self.docs, self.writer, shared=bus is not None)
+        self.presence = Presence(self.docs, self.writer, self.clock, worker=self.bus.name or WORKER)
         self.limit = RateLimit(limits.pop("per_s", 0), self.clock)
         self.ingress = Ingress(
             self.log,
@@ -177,7 +179,6 @@ class Parts:
         )
         self.twins = TwinService(self.docs, self.clock, random_bytes=random.Random(3).randbytes)
         self.mailbox = Mailbox(self.docs, self.clock, EventIds(b"mail"), bury=DeadLetters(self.log).bury)
-        self.bus = Bus()
         self.methods = Methods(self.bus, random_bytes=random.Random(4).randbytes)
         self.egress = Egress(
             twins=self.twins, mailbox=self.mailbox, methods=self.methods, bus=self.bus, clock=self.clock
@@ -214,6 +215,17 @@ class Parts:
         """A device that is in; its CONNACK is taken off the wire."""
         connection, wire = self.dial()
         connection.data_received(self.hello(id, **changes))
+        return self.let_in(connection, wire)
+
+    async def connected_soon(self, id: str = "a", **changes: Any) -> tuple[MqttConnection, Wire]:
+        """As `connected`, of a worker, which must read the session first."""
+        connection, wire = self.dial()
+        connection.data_received(self.hello(id, **changes))
+        await asyncio.wait_for(wire.answered.wait(), 5)
+        return self.let_in(connection, wire)
+
+    @staticmethod
+    def let_in(connection: MqttConnection, wire: Wire) -> tuple[MqttConnection, Wire]:
         assert wire.written[:2] == b"\x20\x02"
         assert wire.written[3] == 0
         wire.written = b""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import structlog
 import uvloop
 from gateway_parts import HOST, OTHER_KEY, Hub, device, rows_of, until
 
@@ -15,6 +16,8 @@ from headrace.core.config import GatewayConfig
 from headrace.core.errors import Unavailable, UserError
 from headrace.core.identity import message_event_id
 from headrace.gateway.client import Message, Sent
+from headrace.gateway.listen import open_port, port_of
+from headrace.gateway.server import Gateway, Listening
 
 
 def messages(count: int, *, first: int = 0) -> list[Message]:
@@ -155,13 +158,67 @@ async def test_the_secondary_key_opens_too(hub: Hub) -> None:
     assert client.connected
 
 
-async def test_a_port_in_use_is_named_with_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["mqtt_port", "https_port", "plain_mqtt_port"])
+async def test_a_port_in_use_is_another_one_and_that_is_said_once(tmp_path: Path, setting: str) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        for setting in ("mqtt_port", "https_port", "plain_mqtt_port"):
-            hub = Hub(tmp_path, **{setting: port})
-            with pytest.raises(UserError, match=rf"port {port} on 127.0.0.1 is in use .*\[gateway\] {setting}"):
-                await hub.start()
+        hub = Hub(tmp_path, **{setting: port})
+        with structlog.testing.capture_logs() as lines:
+            await hub.start()
+    try:
+        assert -1 not in hub.ports
+        assert port not in hub.ports
+        (said,) = [line for line in lines if line["event"] == "port.replaced"]
+        assert (said["setting"], said["wanted"], said["got"] in hub.ports) == (setting, port, True)
+        assert said["why"] == f"port {port} on 127.0.0.1 is in use"
+        client = await hub.client("dev-0", tls=True)
+        assert client.connected
+    finally:
+        await hub.stop()
+
+
+async def test_a_host_that_is_not_this_machine_is_an_error(tmp_path: Path) -> None:
+    hub = Hub(tmp_path, host="192.0.2.1", plain_mqtt_port=-1)
+    with pytest.raises(UserError, match="cannot listen") as caught:
+        await hub.start()
+    assert caught.value.code == "gateway.host"
+
+
+async def test_workers_share_the_ports_that_the_first_one_got(tmp_path: Path) -> None:
+    hub = Hub(tmp_path, workers=2)
+    await hub.start()
+    second = hub.made(ports=hub.ports)
+    try:
+        assert await second.start() == hub.ports
+        clients = [await hub.client(f"dev-{index % 3}") for index in range(24)]
+        await asyncio.gather(*(client.close() for client in clients))
+        served = [_connects(each) for each in (hub.gateway, second)]
+        assert sum(served) >= 24
+        assert min(served) > 0
+    finally:
+        await second.stop()
+        await hub.stop()
+
+
+def _connects(gateway: Gateway) -> float:
+    return float(gateway.door._connects._value.get())
+
+
+async def test_a_later_worker_takes_the_known_ports_or_none(tmp_path: Path) -> None:
+    hub = Hub(tmp_path)
+    with socket.create_server((HOST, 0)) as taken:
+        late = hub.made(ports=Listening(taken.getsockname()[1], -1, -1))
+        with pytest.raises(UserError, match="is in use"):
+            await late.start()
+
+
+def test_a_port_of_strangers_is_never_shared_with_them() -> None:
+    with open_port(HOST, 0, setting="mqtt_port", shared=True) as first:
+        port = port_of(first)
+        with open_port(HOST, port, setting="mqtt_port", shared=True) as stranger:
+            assert port_of(stranger) != port
+        with open_port(HOST, port, setting="mqtt_port", shared=True, exact=True) as worker:
+            assert port_of(worker) == port
 
 
 def test_plain_mqtt_is_for_loopback_only(tmp_path: Path) -> None:
