@@ -12,6 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LOCK = HERE / "azure-device.lock"
+HUB_LOCK = HERE / "azure-hub.lock"
 INSTALL_TIMEOUT_S = 300
 
 
@@ -30,18 +31,28 @@ def _run(command: list[str]) -> None:
         pytest.skip(f"the SDK's environment cannot be made ({command[1]} {command[2]}): {last}")
 
 
-@pytest.fixture(scope="session")
-def azure_python() -> Path:
-    """The Python that has azure-iot-device; the test is skipped with the reason when it cannot be had."""
-    folder = ROOT / ".venv-azure"
+def _environment(folder: Path, lock: Path) -> Path:
+    """The Python of an environment that holds what `lock` says, made when it is not there."""
     python, installed = folder / "bin" / "python", folder / "installed.lock"
-    if installed.exists() and installed.read_text() == LOCK.read_text() and python.exists():
+    if installed.exists() and installed.read_text() == lock.read_text() and python.exists():
         return python
     uv = _uv()
     try:
         _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)])
-        _run([uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", str(LOCK)])
+        _run([uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", str(lock)])
     except subprocess.TimeoutExpired:
         pytest.skip(f"the SDK's environment could not be made within {INSTALL_TIMEOUT_S} s")
-    installed.write_text(LOCK.read_text())
+    installed.write_text(lock.read_text())
     return python
+
+
+@pytest.fixture(scope="session")
+def azure_python() -> Path:
+    """The Python that has azure-iot-device; the test is skipped with the reason when it cannot be had."""
+    return _environment(ROOT / ".venv-azure", LOCK)
+
+
+@pytest.fixture(scope="session")
+def azure_hub_python() -> Path:
+    """The Python that has azure-iot-hub and azure-iot-device. It is another one because uamqp has wheels for few platforms."""
+    return _environment(ROOT / ".venv-azure-hub", HUB_LOCK)

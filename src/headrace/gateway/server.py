@@ -21,8 +21,12 @@ from headrace.core.errors import Unavailable, UserError
 from headrace.core.identity import EventIds
 from headrace.core.observe.metrics import Metrics
 from headrace.devices.certificates import TrustedAuthorities
+from headrace.devices.commands import DeviceCommands
+from headrace.devices.hub_query import HubQueries
+from headrace.devices.hub_view import Views
 from headrace.devices.mailbox import Mailbox
 from headrace.devices.model import Device, Module
+from headrace.devices.queries import DeviceQueries
 from headrace.devices.twins import TwinService
 from headrace.docstore.contract import DocStore
 from headrace.eventlog.contract import EventLog
@@ -41,6 +45,8 @@ from headrace.gateway.mqtt import MqttDoor
 from headrace.gateway.presence import WORKER, Presence
 from headrace.gateway.proxy import ProxyDoor, TrustedProxies
 from headrace.gateway.refusals import Refusals
+from headrace.gateway.rest.app import RestDoor
+from headrace.gateway.rest.services import HubServices
 from headrace.gateway.sessions import Sessions
 from headrace.gateway.streams import DeviceStreams
 from headrace.gateway.tls import Make, TlsServer, server_context
@@ -78,9 +84,9 @@ class Gateway:
     """Built idle; `start` and `stop` once each.
 
     `directory` must have been opened, and `ids` seeded with random bytes of this process. `streams` are open to devices
-    besides `telemetry`. `rest` answers the HTTPS requests that are not a device's telemetry. `ports` are what the first of
-    several workers got: this one takes exactly those. `bus` reaches the project's other gateway processes, and `shared` says
-    that they serve the same devices. Raises UserError for settings that would be unsafe.
+    besides `telemetry`. `rest` answers the HTTPS requests that are not a device's telemetry: the service API, unless given.
+    `ports` are what the first of several workers got: this one takes exactly those. `bus` reaches the project's other gateway
+    processes, and `shared` says that they serve the same devices. Raises UserError for settings that would be unsafe.
     """
 
     def __init__(
@@ -155,7 +161,9 @@ class Gateway:
             message_bytes_max=config.message_bytes_max,
         )
         self._servers: list[asyncio.Server] = []
-        self._https = HttpsServer(Routes(self._http, rest), self._websocket)
+        self._https = HttpsServer(
+            Routes(self._http, rest or self._service_api(docs, clock, random_bytes)), self._websocket
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._failure = ""
 
@@ -212,6 +220,20 @@ class Gateway:
         with contextlib.suppress(Unavailable, TimeoutError):
             await asyncio.wait_for(self._writer.flush(), STOP_TIMEOUT_S)
         log.info("gateway.stopped")
+
+    def _service_api(self, docs: DocStore, clock: Clock, random_bytes: Callable[[int], bytes]) -> RestDoor:
+        services = HubServices(
+            commands=DeviceCommands(docs, clock, random_bytes),
+            queries=DeviceQueries(docs),
+            views=Views(docs),
+            hub_queries=HubQueries(docs),
+            twins=self.twins,
+            mailbox=self.mailbox,
+            methods=self.methods,
+        )
+        return RestDoor(
+            services, admission=self.admission, refusals=self._refusals, clock=clock, random_bytes=random_bytes
+        )
 
     def health(self) -> str:
         """What is wrong, for Health.register; empty when nothing is."""

@@ -1,7 +1,7 @@
 """The service API as an ASGI application: finds the handler, admits the caller, tells errors.
 
 Who may call is decided by path and method before any body is read: services by a right of their shared policy, devices by
-their own token.
+their own token or certificate.
 """
 
 from __future__ import annotations
@@ -143,10 +143,12 @@ class RestDoor:
 
     def _check(self, request: Request, route: Route, ids: list[str]) -> None:
         text = request.headers.get("authorization", "")
-        if route.right is None:
-            self._admission.token(Identity(ids[0]), text)
-        else:
+        if route.right is not None:
             self._admission.service(text, request.path, route.right)
+        elif request.shown is not None and not text:
+            self._admission.certificate(Identity(ids[0]), request.shown)
+        else:
+            self._admission.token(Identity(ids[0]), text)
 
     def _denied(self, request: Request, exc: Refused) -> Denied:
         self._refusals.note(exc.reason, detail=exc.message, address=request.address)

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 import orjson
 
+from headrace.gateway.http import shown_in
 from headrace.gateway.rest.errors import INVALID, TOO_LARGE, Denied
 
 BODY_BYTES_MAX = 8 * 1_048_576  # 100 devices with twins as large as they may be
@@ -35,6 +36,7 @@ class Request:
         self.query = parse_qs(
             scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, max_num_fields=50
         )
+        self.shown = shown_in(scope)  # the certificate that the client has shown
         self.address = str((scope.get("client") or ("",))[0])
         self._receive = receive
 
