@@ -64,7 +64,9 @@ async def listening(
     parts: Parts, id: str = "a", *filters: str, qos: int = 1, **hello: Any
 ) -> tuple[MqttConnection, Wire]:
     """A device that is in and subscribed (to all that is not mail, unless told)."""
-    connection, wire = parts.connected(id, **{"clean_session": True, **hello})
+    hello = {"clean_session": True, **hello}
+    shared = parts.sessions.shared
+    connection, wire = await parts.connected_soon(id, **hello) if shared else parts.connected(id, **hello)
     await subscribe(parts, connection, wire, *(filters or ALL), qos=qos)
     return connection, wire
 

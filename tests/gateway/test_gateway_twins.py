@@ -60,7 +60,7 @@ async def test_what_is_asked_in_one_breath_is_answered_in_order(parts: Parts) ->
         (f"{REPORT}1", b"[1]", 400, 400004),
         (f"{REPORT}1", b'{"a.b": 1}', 400, 400004),
         (f"{REPORT}1", b'{"\xff": 1}', 400, 400004),
-        (f"{REPORT}1", b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", 400, 400004),
+        (f"{REPORT}1", b'{"a":' + b"[" * 500 + b"]" * 500 + b"}", 400, 400004),
         (f"{REPORT}1&$version=9", b'{"a": 1}', 412, 412001),
         (f"{REPORT}1&$version=x", b'{"a": 1}', 400, 400004),
     ],

@@ -79,7 +79,8 @@ class _Asked(NamedTuple):
 class Methods:
     """Invoke methods on devices and modules, wherever they are connected.
 
-    `reach` is None in a process without connections of its own (a console): it asks through the bus.
+    `reach` is None in a process without connections of its own (a console): it asks through the bus. Build it before the
+    bus starts.
     """
 
     def __init__(self, bus: Bus, *, random_bytes: Callable[[int], bytes], reach: Reach | None = None) -> None:
@@ -88,9 +89,8 @@ class Methods:
         self.reach = reach
         self._asked: dict[str, _Asked] = {}
         self._arrivals: dict[str, set[asyncio.Event]] = {}
-        if reach is not None:
-            bus.on(FIND, self._find_for_peer)
-            bus.on(CALL, self._call_for_peer)
+        bus.on(FIND, self._find_for_peer)
+        bus.on(CALL, self._call_for_peer)
 
     async def invoke(
         self,
@@ -223,6 +223,8 @@ class Methods:
 
     async def _find_for_peer(self, question: Any) -> bool:
         device, module, timeout_s = question
+        if self.reach is None:
+            return False
         return await self._arrives(Identity(device, module), min(timeout_s, CONNECT_TIMEOUT_MAX_S))
 
     async def _call_for_peer(self, question: Any) -> list[Any]:
