@@ -9,6 +9,7 @@ import pytest
 
 from headrace.core.clock import ManualClock, SystemClock
 from headrace.core.errors import Unavailable, UserError
+from headrace.docstore.contract import ABSENT
 from headrace.docstore.sqlite import SqliteDocStore
 
 WRITER = """
@@ -108,3 +109,35 @@ def test_a_kill_loses_no_document_that_was_answered(tmp_path: Path) -> None:
         return found
 
     assert asyncio.run(count()) >= len(answered)
+
+
+async def test_writes_at_once_share_a_commit_and_a_conflict_is_one_writers_own(tmp_path: Path) -> None:
+    store = SqliteDocStore(tmp_path / "docs.sqlite", ManualClock())
+    await store.put("things", "taken", {"n": 0})
+    said: list[str] = []
+    store._write.set_trace_callback(said.append)
+    tried = await asyncio.gather(
+        *(store.put("things", f"{n}", {"n": n}, if_match=ABSENT) for n in range(200)),
+        *(store.put("things", "taken", {"n": n}, if_match=ABSENT) for n in range(20)),
+        return_exceptions=True,
+    )
+    assert [type(each).__name__ for each in tried] == ["Document"] * 200 + ["Conflict"] * 20
+    assert said.count("COMMIT") < 20
+    assert await store.count("things") == 201
+    found = await store.get("things", "taken")
+    assert found is not None
+    assert found.body == {"n": 0}
+    await store.close()
+
+
+async def test_a_write_that_breaks_harms_no_other_of_its_round(tmp_path: Path) -> None:
+    store = SqliteDocStore(tmp_path / "docs.sqlite", ManualClock())
+    tried = await asyncio.gather(
+        *(store.put("things", "a" if n != 5 else "\ud800", {"n": n}) for n in range(10)), return_exceptions=True
+    )
+    assert [isinstance(each, Exception) for each in tried].count(True) == 1
+    assert isinstance(tried[5], Exception)
+    found = await store.get("things", "a")
+    assert found is not None
+    assert found.body == {"n": 9}
+    await store.close()

@@ -10,7 +10,6 @@ import asyncio
 import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from headrace.core.errors import UserError
 from headrace.core.sqlite import open_shared, transaction, unavailable
 from headrace.docstore.contract import Change, Document
 from headrace.docstore.encoding import check_match, check_scalars, decode, encode, expires_at
+from headrace.docstore.gathered import Gathered, Outcome, Work
 
 T = TypeVar("T")
 
@@ -34,7 +34,8 @@ class SqliteDocStore:
     """A DocStore in the file `path` (made when absent).
 
     The newest change of each document, a deletion too, stays in the feed for ever; older ones for `changes_kept_s`.
-    Calls run in two threads of the store's own, one for writes and one for reads, so readers never wait for a writer.
+    Calls run in two threads of the store's own, one for writes and one for reads, so readers never wait for a writer. Writes
+    that come while another is being made durable share the next commit, each with its own precondition.
     Every call may raise Unavailable (disk full, file locked for 30 s).
     """
 
@@ -44,8 +45,8 @@ class SqliteDocStore:
         self._kept = int(changes_kept_s * TICKS_PER_S)
         self._write = open_shared(self._path, synchronous="FULL")
         self._read = open_shared(self._path, synchronous="FULL")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="docstore-write")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="docstore-read")
+        self._writer = Gathered("docstore-write", self._write_round)
+        self._reader = Gathered("docstore-read", self._read_round)
         self._waiters: set[asyncio.Event] = set()
         script = files("headrace.docstore").joinpath("schema.sql").read_text(encoding="utf-8")
         try:
@@ -195,33 +196,46 @@ class SqliteDocStore:
         return polls
 
     async def _fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
-        def run() -> list[Any]:
-            try:
-                return self._read.execute(sql, values).fetchall()
-            except sqlite3.Error as exc:
-                raise unavailable(self._path, exc) from exc
-
-        return await self._in(self._reader, run)
+        return await self._reader.run(lambda: self._read.execute(sql, values).fetchall())
 
     async def _commit(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def run() -> T:
-            try:
-                with transaction(self._write) as connection:
-                    return work(connection)
-            except sqlite3.Error as exc:
-                raise unavailable(self._path, exc) from exc
-
-        answer = await self._in(self._writer, run)
+        """`work` checks before it writes: what it raises of ours leaves nothing behind, and others share its transaction."""
+        answer = await self._writer.run(lambda: work(self._write))
         for woken in self._waiters:
             woken.set()
         return answer
 
-    async def _in(self, pool: ThreadPoolExecutor, run: Callable[[], T]) -> T:
+    def _read_round(self, works: Sequence[Work]) -> Sequence[Outcome]:
+        return [self._outcome(work) for work in works]
+
+    def _write_round(self, works: Sequence[Work]) -> Sequence[Outcome]:
+        """All in one transaction. A precondition that fails is that one's alone; when anything else goes wrong in one of
+        several, nothing was written and each is tried by itself."""
         try:
-            future = asyncio.get_running_loop().run_in_executor(pool, run)
-        except RuntimeError as exc:
-            raise UserError("the document store is closed", code="docstore.closed") from exc
-        return await future
+            with transaction(self._write):
+                outcomes = [self._outcome(work) for work in works]
+                for _, error in outcomes:
+                    if error is not None and not isinstance(error, UserError):
+                        raise _Spoilt from error
+            return outcomes
+        except _Spoilt as exc:
+            if len(works) > 1:
+                return [self._write_round([work])[0] for work in works]
+            return [(None, exc.__cause__)]
+        except sqlite3.Error as exc:
+            return [(None, unavailable(self._path, exc)) for _ in works]
+
+    def _outcome(self, work: Work) -> Outcome:
+        try:
+            return work(), None
+        except sqlite3.Error as exc:
+            return None, unavailable(self._path, exc)
+        except Exception as exc:
+            return None, exc
+
+
+class _Spoilt(Exception):
+    """A write of a round failed in a way that may have left something behind."""
 
 
 def _document(row: Sequence[Any]) -> Document:
