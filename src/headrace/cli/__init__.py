@@ -20,6 +20,7 @@ MODULES = {
     "status": "status",
     "serve": "serve",
     "device": "device",
+    "hub": "hub",
     "simulate": "simulate",
     "replay": "replay",
     "query": "query",
