@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from chain_parts import MESSAGE_BYTES_MAX, Chain, eventually, headrace
 
+from headrace.core import runstate
 from headrace.core.clock import TICKS_PER_S, SystemClock
+from headrace.core.config import load_project
 from headrace.core.errors import UserError
 from headrace.gateway.client import DeviceClient, Message
 from headrace.wire.iothub import sas
@@ -112,14 +116,21 @@ def test_an_unknown_setting_stops_up_and_names_the_nearest(tmp_path: Path) -> No
     assert "mqtt_port" in done.stderr
 
 
-def test_a_port_in_use_stops_up_and_is_named(chain: Chain, tmp_path: Path) -> None:
+def test_a_port_in_use_is_replaced_and_the_devices_address_says_by_which(chain: Chain, tmp_path: Path) -> None:
     port = chain.project.settings.gateway.mqtt_port
     (tmp_path / "headrace.toml").write_text(
         f"[gateway]\nmqtt_port = {port}\nhttps_port = 0\n\n[web]\nport = 0\n\n[warehouse]\nenabled = false\n"
     )
     done = headrace("up", str(tmp_path), "--detach", "--ready-timeout", "60", project=tmp_path)
-    assert done.returncode == 1
-    assert f"port {port} on 127.0.0.1 is in use" in done.stderr
+    try:
+        assert done.returncode == 0, done.stderr
+        state = runstate.read(load_project(str(tmp_path), environ={}), "gateway")
+        assert state is not None
+        own = urlsplit(state.addresses["mqtt"]).port
+        assert own not in (None, port)
+        assert socket.create_connection(("127.0.0.1", own), timeout=10).close() is None
+    finally:
+        headrace("down", project=tmp_path)
     left = headrace("status", "--json", project=tmp_path)
     assert {part["state"] for part in json.loads(left.stdout)["parts"]} == {"stopped"}
 
