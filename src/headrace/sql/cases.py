@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from headrace.core.clock import from_iso
 from headrace.core.errors import HeadraceError, UserError, nearest
 from headrace.core.schema import LOG_SCHEMA, EventBatch
 from headrace.sql.case_compare import Comparison, Record, difference, plain
-from headrace.sql.case_coverage import Coverage
+from headrace.sql.case_coverage import covered
 from headrace.sql.case_report import CaseResult, Kind
 from headrace.sql.compile import compile_script
 from headrace.sql.functions.user import UserFunction
@@ -83,9 +83,10 @@ class Case:
     query: str
     events: list[Event] = field(default_factory=list)
 
-    def plan(self) -> Plan:
-        """Compile the query. Raises SqlError."""
-        return compile_script(self.query, functions=self.functions(), references=list(self.keys.get("reference") or {}))
+    def plan(self, rewrites: Collection[str] | None = None) -> Plan:
+        """Compile the query, with all rewrites unless told otherwise. Raises SqlError."""
+        references = list(self.keys.get("reference") or {})
+        return compile_script(self.query, functions=self.functions(), references=references, rewrites=rewrites)
 
     def functions(self) -> dict[str, UserFunction]:
         return {name: user_function(name, spec) for name, spec in (self.keys.get("functions") or {}).items()}
@@ -242,9 +243,8 @@ def judge(case: Case, cut: Cut, result: CaseResult) -> None:
     if "expect_error" in case.keys:
         result.kind, result.problem = _error_verdict(case, cut)
         return
-    coverage = Coverage()
-    plan, run, got = execute(case, cut, coverage)
-    result.covered = coverage.covered(plan, run)
+    plan, run, got = execute(case, cut)
+    result.covered = covered(plan, run)
     result.problem = "\n".join(problems(case, got))
     result.kind = "rows" if result.problem else ""
     expected = {str(name).lower() for name in case.keys["expect"] or {}}
@@ -289,12 +289,12 @@ def _error_verdict(case: Case, cut: Cut) -> tuple[Kind, str]:
     return "no_error", f"the job ran and gave {rows}\n  expected an error with /{pattern}/"
 
 
-def execute(case: Case, cut: Cut, coverage: Coverage | None = None) -> tuple[Plan, Run, Outputs]:
+def execute(case: Case, cut: Cut, rewrites: Collection[str] | None = None) -> tuple[Plan, Run, Outputs]:
     """Run a case to the end of its stream; rows by output, in the order in which they came.
 
     At a kill the query is compiled anew and a fresh Run takes over from a snapshot, as after the death of a process.
     """
-    plan, run = _begin(case, coverage)
+    plan, run = _begin(case, rewrites)
     out: Outputs = {name: [] for name in plan.outputs}
     size = cut.batch_size or (1 if cut.kill_every else None)
     at = batches = 0
@@ -308,17 +308,15 @@ def execute(case: Case, cut: Cut, coverage: Coverage | None = None) -> tuple[Pla
         batches += 1
         if cut.kill_every and batches % cut.kill_every == 0:
             state = run.snapshot()
-            plan, run = _begin(case, coverage)
+            plan, run = _begin(case, rewrites)
             run.restore(state)
         at = stop
     _gather(run.finish(), out)
     return plan, run, out
 
 
-def _begin(case: Case, coverage: Coverage | None) -> tuple[Plan, Run]:
-    plan = case.plan()
-    if coverage is not None:
-        coverage.watch(plan)
+def _begin(case: Case, rewrites: Collection[str] | None) -> tuple[Plan, Run]:
+    plan = case.plan(rewrites)
     return plan, case.start(plan)
 
 

@@ -9,7 +9,10 @@ from headrace.core.errors import DataError, UserError
 
 
 class SqlError(UserError):
-    """The script cannot run. `line` and `column` count from 1; `text` is what stands there."""
+    """The script cannot run. `line` and `column` count from 1; `text` is what stands there.
+
+    `others` are further errors found in the same script, by place.
+    """
 
     code = "sql.syntax"
 
@@ -20,6 +23,7 @@ class SqlError(UserError):
         self.line = line
         self.column = column
         self.text = text
+        self.others: tuple[SqlError, ...] = ()
 
 
 class RowError(DataError):

@@ -28,12 +28,53 @@ class RowFault(NamedTuple):
     detail: str
 
 
+class Memo:
+    """Results over the rows of one frame, kept for other readers. `wanted` are the numbers of the expressions to keep."""
+
+    __slots__ = ("columns", "filtered", "groups", "wanted")
+
+    def __init__(self, wanted: frozenset[int]) -> None:
+        self.wanted = wanted
+        self.columns: dict[int, tuple[Column, list[RowFault]]] = {}
+        self.groups: dict[int, tuple[Ints, Sequence[Any]]] = {}  # by the number of the keys
+        self.filtered: dict[int, Frame] = {}  # what a filter lets through, by the filter's number
+
+
+class Kept:
+    """An expression whose result a memo keeps where it is wanted. Faults come again for each reader, as without."""
+
+    __slots__ = ("number", "of")
+
+    def __init__(self, number: int, of: Eval) -> None:
+        self.number = number
+        self.of = of
+
+    def __call__(self, frame: Frame) -> Column:
+        memo = frame.memo
+        if memo is None or self.number not in memo.wanted:
+            return self.of(frame)
+        found = memo.columns.get(self.number)
+        if found is None:
+            since = len(frame.faults)
+            column = self.of(frame)
+            memo.columns[self.number] = column, frame.faults[since:]
+            return column
+        frame.faults += found[1]
+        return found[0]
+
+
 class Frame:
-    """What an expression sees: sources by position, timestamps, and results of earlier stages in `extra`."""
+    """What an expression sees: sources by position, timestamps, and results of earlier stages in `extra`.
 
-    __slots__ = ("extra", "faults", "rows", "sources", "times")
+    `memo` holds what several SELECTs compute over these very rows; it is gone as soon as rows are taken.
+    """
 
-    def __init__(self, times: Ints, sources: Sequence[Rows], extra: Sequence[Column] = ()) -> None:
+    __slots__ = ("extra", "faults", "memo", "rows", "sources", "times")
+
+    def __init__(
+        self, times: Ints, sources: Sequence[Rows], extra: Sequence[Column] = (), memo: Memo | None = None
+    ) -> None:
+        self.memo = memo
         self.rows = len(times)
         self.times = times
         self.sources = list(sources)

@@ -1,18 +1,27 @@
-"""A compiled script: the nodes of its graph in the order in which rows pass them, and how it explains itself.
+"""A compiled script: the nodes of its graph in the order in which rows pass them.
 
-Statements that read one input in the same way share its node, so a payload is decoded and put in time order once.
+Statements that read one input in the same way share its node, so a payload is decoded and put in time order once. A node
+keeps the text it was made from, so that a rewrite can bind a part of it anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headrace.sql import tree
 from headrace.sql.decode import Decoder
+from headrace.sql.dialect import Token
 from headrace.sql.evaluate import Eval
+from headrace.sql.functions.user import UserFunction
+from headrace.sql.operators.filter_bank import FilterBank
 from headrace.sql.operators.match import MatchPlan
 from headrace.sql.operators.select import SelectPlan, Stage
 from headrace.sql.operators.stream_join import StreamJoin
+from headrace.sql.rewrite import Notes
+from headrace.sql.scope import Scope, ScopeSource
+from headrace.sql.tree import Node
 
 
 @dataclass
@@ -24,6 +33,10 @@ class PlanNode:
     columns: list[str] | None = None  # names of the result, None where only known at run time
     wants: set[str] = field(default_factory=set)
     whole: bool = False
+    asks: list[tuple[int, ScopeSource]] = field(default_factory=list)  # what its expressions read of which node
+    shared: frozenset[int] = frozenset()  # expressions over its rows that several readers compute
+    bank: FilterBank | None = None  # filters of its readers
+    bank_members: tuple[int, ...] = ()  # these readers, by line of the bank
 
 
 @dataclass
@@ -37,13 +50,32 @@ class InputNode(PlanNode):
     over: list[Eval] = field(default_factory=list)  # TIMESTAMP BY … OVER: the key of each event's own timeline
 
 
+_NOWHERE = Token("end", "", 0, 0, 0, 0)
+_NOTHING = tree.Select(
+    _NOWHERE, (), None, tree.Source(_NOWHERE, "", None, "", None, (), ()), (), None, (), (), False, None
+)
+
+
 @dataclass
 class SelectNode(PlanNode):
+    """One SELECT. `at` is where it stands in the script, `tree` what it says, `scope` what its names mean."""
+
     select: SelectPlan = field(default_factory=SelectPlan)
-    lines: list[str] = field(default_factory=list)  # what EXPLAIN says, outermost stage first
+    tree: tree.Select = _NOTHING
+    scope: Scope = field(default_factory=lambda: Scope([]))
+    joins: list[str] = field(default_factory=list)  # its JOINs and APPLYs as EXPLAIN shows them, first one first
     origins: dict[int, int] = field(default_factory=dict)  # source of the FROM clause -> node, for streams
-    expression_wants: dict[int, set[str]] = field(default_factory=dict)
-    expression_whole: set[int] = field(default_factory=set)
+    moved: list[Node] = field(default_factory=list)  # parts of WHERE that are tested earlier
+    bank_at: int | None = None  # the node whose filter bank tests its WHERE, or the first part of it
+    line_of_bank: int = -1
+
+    @property
+    def at(self) -> Token:
+        return self.tree.at
+
+    def reads_plainly(self) -> bool:
+        """Whether its expressions look at the very rows of its source: no join stands between."""
+        return not self.select.joins and set(self.origins.values()) == set(self.sources)
 
 
 @dataclass
@@ -60,9 +92,11 @@ class FromNode(PlanNode):
 
 @dataclass
 class JoinNode(PlanNode):
-    """A JOIN of streams: the sources so far, and the new one."""
+    """A JOIN of streams: the sources so far, and the new one. `filters` are tested before rows of a side are held."""
 
     join: StreamJoin = field(default_factory=lambda: StreamJoin(False, [], [], [], [], None))
+    filters: dict[int, Eval] = field(default_factory=dict)  # port -> condition
+    filter_texts: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,30 +106,45 @@ class MatchNode(PlanNode):
     match: MatchPlan = field(default_factory=lambda: MatchPlan(0, [], [], [], [], [], [], []))
 
 
+@dataclass
 class Plan:
     """A script, ready to run: `sql.run.Run(plan, ...)`."""
 
-    def __init__(
-        self,
-        text: str,
-        nodes: list[PlanNode],
-        outputs: list[tuple[str, int]],
-        references: list[str],
-        script: tree.Script,
-    ) -> None:
-        self.text = text
-        self.nodes = nodes
-        self.statements = outputs
-        self.references = references
-        self.script = script
-        self.tables: dict[str, tuple[tuple[str, str], ...]] = {}  # CREATE TABLE, by lower-case name
-        self.inputs = list(dict.fromkeys(node.input for node in nodes if isinstance(node, InputNode)))
-        self.outputs = list(dict.fromkeys(name for name, _ in outputs))
+    text: str
+    nodes: list[PlanNode]
+    statements: list[tuple[str, int]]  # output and node, in the order of the script
+    references: list[str]
+    script: tree.Script
+    tables: Mapping[str, tuple[tuple[str, str], ...]]  # CREATE TABLE, by lower-case name
+    functions: Mapping[str, UserFunction]
+    notes: Notes
+    rewrites: dict[str, list[str]] = field(default_factory=dict)  # those that changed something, and where
+
+    def with_nodes(self, nodes: Sequence[PlanNode]) -> Plan:
+        """The same script with other nodes at the same positions."""
+        return dataclasses.replace(self, nodes=list(nodes))
+
+    @property
+    def inputs(self) -> list[str]:
+        return list(dict.fromkeys(node.input for node in self.nodes if isinstance(node, InputNode)))
+
+    @property
+    def outputs(self) -> list[str]:
+        return list(dict.fromkeys(name for name, _ in self.statements))
 
     @property
     def substreams(self) -> bool:
         """Whether every key has a timeline of its own (TIMESTAMP BY … OVER)."""
         return any(isinstance(node, InputNode) and node.over for node in self.nodes)
+
+    @property
+    def shape(self) -> list[str]:
+        """What a state of this plan fits to: its nodes and their rewrites."""
+        return [f"{type(node).__name__} {node.sources}" for node in self.nodes]
+
+    def readers(self, at: int) -> list[int]:
+        """The nodes that read a node."""
+        return [reader for reader, node in enumerate(self.nodes) if at in node.sources]
 
     def decoder(self, input: str) -> Decoder:
         """A decoder for the fields that the whole script reads from an input."""
@@ -104,28 +153,7 @@ class Plan:
         return Decoder(names, whole=any(node.whole for node in nodes))
 
     def explain(self) -> str:
-        """The plan as an indented tree, one tree per statement. A step that was shown before is only named."""
-        lines: list[str] = []
-        shown: set[int] = set()
-        for name, at in self.statements:
-            lines.append(f"output {name}")
-            self._explain(at, 1, shown, lines)
-        return "\n".join(lines) + "\n"
+        """The plan as an indented tree, one per statement: stages, state kept, what runs per row, rewrites."""
+        from headrace.sql.explain import explain_plan
 
-    def _explain(self, at: int, depth: int, shown: set[int], lines: list[str]) -> None:
-        node = self.nodes[at]
-        pad = "  " * depth
-        if at in shown:
-            lines.append(f"{pad}{node.label} (shared, see above)")
-            return
-        shown.add(at)
-        if isinstance(node, InputNode):
-            fields = "all fields" if node.whole else ", ".join(sorted(node.wants)) or "no field"
-            lines.append(f"{pad}input {node.input} by {node.timestamp_text or 'arrival time'}: decode {fields}")
-            return
-        for line in node.lines if isinstance(node, SelectNode) else [node.label]:
-            lines.append(pad + line)
-            pad += "  "
-            depth += 1
-        for source in node.sources:
-            self._explain(source, depth, shown, lines)
+        return explain_plan(self)

@@ -1,7 +1,8 @@
 """Running a plan: events go in by input, rows come out by output, state goes out and in as bytes.
 
 Everything is a function of the events and ticks given, in their order: no clock, no I/O, no threads. Rows of a call are
-returned in the order of the script's statements.
+returned in the order of the script's statements; what several statements write to one output comes as one piece, by time,
+then by statement.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ import pyarrow as pa
 
 from headrace.core.clock import TICKS_PER_S
 from headrace.core.errors import NotFound, UserError, nearest
-from headrace.core.flow import MAX_WATERMARK, MIN_WATERMARK, Watermark
+from headrace.core.flow import MIN_WATERMARK, Watermark
 from headrace.core.identity import derived_event_id
 from headrace.core.schema import JSON_TYPE, LOG_SCHEMA, EventBatch
 from headrace.sql.declared import check, typed, typed_table
 from headrace.sql.decode import Payload
 from headrace.sql.errors import RowError
-from headrace.sql.evaluate import Frame
+from headrace.sql.evaluate import Frame, Memo
 from headrace.sql.keys import Key, group
 from headrace.sql.operators.match import MatchOperator
-from headrace.sql.operators.select import SelectOperator, Stages
+from headrace.sql.operators.select import Counts, SelectOperator, Stages, as_frame, filtered
 from headrace.sql.operators.stream_join import StreamJoinOperator
 from headrace.sql.operators.timeline import Dropped, Policies, Timeline
 from headrace.sql.operators.union import UnionOperator
 from headrace.sql.output import OutputRows, Results, SetAsideRows
-from headrace.sql.plan import FromNode, InputNode, JoinNode, MatchNode, Plan, SelectNode
-from headrace.sql.rows import Named, Rows
+from headrace.sql.plan import FromNode, InputNode, JoinNode, MatchNode, Plan, PlanNode, SelectNode
+from headrace.sql.rows import Joined, Named, Rows
 from headrace.sql.state import bytes_table, hashable, pack, table_bytes, thawed, unpack
-from headrace.sql.values import Ints
+from headrace.sql.stats import OperatorStats, RunStats, delay_s, told
+from headrace.sql.values import Bools, Ints
 
 __all__ = ["Decoded", "OutputRows", "Policies", "Results", "Run", "SetAsideRows"]
-_VERSION = 2
+_VERSION = 3
 _HELD = (StreamJoinOperator, MatchOperator)
 """Operators whose results may be older than the mark of their sources: they say how far they are."""
 _BUFFERS = (UnionOperator, StreamJoinOperator, MatchOperator)
@@ -83,17 +85,36 @@ def _mark_of(operator: AnyOperator) -> Watermark:
 
 def _merged(found: list[Results]) -> Results:
     """The results of several lanes as one: each output's rows in time order."""
+    pieces = [(0, rows) for results in found for rows in results.rows]
+    return Results(_by_output(pieces), [aside for results in found for aside in results.set_aside])
+
+
+def _by_output(found: list[tuple[int, OutputRows]]) -> list[OutputRows]:
+    """One piece per output: its rows by time, then by statement. Outputs come in the order of the script's statements."""
+    if len(found) > 1:
+        found.sort(key=lambda one: one[0])
     by_output: dict[str, list[Rows]] = {}
-    for results in found:
-        for rows in results.rows:
-            by_output.setdefault(rows.output, []).append(rows.data)
+    for _, rows in found:
+        by_output.setdefault(rows.output, []).append(rows.data)
     merged: list[OutputRows] = []
     for name, pieces in by_output.items():
         together = Rows.concat(pieces)
         if len(pieces) > 1:
             together = together.take(np.argsort(together.times, kind="stable"))
         merged.append(OutputRows(name, together.times, together))
-    return Results(merged, [aside for results in found for aside in results.set_aside])
+    return merged
+
+
+def _leaves(plan: Plan) -> set[int]:
+    """SELECTs that need no turn of their own: without state, without readers, tested by a filter bank."""
+    return {
+        at
+        for at, node in enumerate(plan.nodes)
+        if isinstance(node, SelectNode)
+        and node.bank_at is not None
+        and not node.select.grouped
+        and not plan.readers(at)
+    }
 
 
 class Run:
@@ -106,8 +127,12 @@ class Run:
         references: Mapping[str, pa.Table] | None = None,
         policies: Policies | None = None,
         on_error: Literal["stop", "set_aside"] = "stop",
+        timer: Callable[[], float] | None = None,
     ) -> None:
-        """`references` has a table for each of `plan.references`; with `on_error="stop"` a failing row raises RowError."""
+        """`references` has a table for each of `plan.references`; with `on_error="stop"` a failing row raises RowError.
+
+        `timer` gives seconds, for `stats` alone: a CPU timer, say. Without one nothing is timed.
+        """
         tables = dict(references or {})
         missing = [name for name in plan.references if name not in tables]
         if missing:
@@ -117,11 +142,25 @@ class Run:
         self.plan = plan
         self.on_error = on_error
         self.decoders = {name: plan.decoder(name) for name in plan.inputs}
+        self._misfits: dict[str, tuple[int, int]] = {}  # reference data: rows, and those of them that do not fit
         for name in plan.references:
+            rows = tables[name].num_rows
             if name.lower() in plan.tables:
                 tables[name] = typed_table(tables[name], plan.tables[name.lower()])
+            self._misfits[name] = rows, rows - tables[name].num_rows
         self._tables = tables
         self._policies = policies or Policies()
+        self._timer = timer
+        self.busy_s = [0.0] * len(plan.nodes)
+        self.counts = [Counts() for _ in plan.nodes]
+        self._state_bytes = [0] * len(plan.nodes)
+        self._latest = MIN_WATERMARK  # of all arrivals
+        self._leaves = _leaves(plan)
+        self._order = [at for at in range(len(plan.nodes)) if at not in self._leaves]
+        self._held_back = {
+            at: [member for member in node.bank_members if member not in self._leaves]
+            for at, node in enumerate(plan.nodes)
+        }
         self._use(self._lane())
         self.lanes: dict[Key, Lane] = {}  # TIMESTAMP BY … OVER: one per key, each with all operators
         self._swept = MIN_WATERMARK
@@ -130,21 +169,20 @@ class Run:
         self._input = ""
         self._aside: list[SetAsideRows] = []
         self._derived = 0
-        statements: dict[int, list[str]] = {}
-        for name, at in plan.statements:
-            statements.setdefault(at, []).append(name)
-        self._statements = statements
+        self._statements: dict[int, list[tuple[int, str]]] = {}
+        for number, (name, at) in enumerate(plan.statements):
+            self._statements.setdefault(at, []).append((number, name))
 
     # -- lanes
 
     def _lane(self) -> Lane:
         """Fresh operators on a fresh timeline."""
         operators: list[AnyOperator] = []
-        for node in self.plan.nodes:
+        for at, node in enumerate(self.plan.nodes):
             if isinstance(node, InputNode):
                 operators.append(Timeline(node.timestamp, self._policies, self.decoders[node.input]))
             elif isinstance(node, SelectNode):
-                operators.append(SelectOperator(node.select, self._tables, self._on_faults))
+                operators.append(SelectOperator(node.select, self._tables, self._on_faults, self.counts[at]))
             elif isinstance(node, JoinNode):
                 operators.append(StreamJoinOperator(node.join, self._on_faults))
             elif isinstance(node, MatchNode):
@@ -229,19 +267,21 @@ class Run:
 
     def decode(self, input: str, batch: EventBatch) -> Decoded:
         """Events as `process` takes them, decoded ahead. Touches no state: another thread may do it, in any order."""
-        self._check(input)
+        input = self._known(input)
         return Decoded(input, batch, *Payload.split(batch, self.decoders[input]))
 
     def process(self, input: str, batch: EventBatch | Decoded) -> Results:
         """Events of one input (LOG_SCHEMA), in merged order, each later than all before. Raises RowError, DataError."""
+        input = self._input = self._known(input)
         if not isinstance(batch, Decoded):
             batch = self.decode(input, batch)
         assert batch.input == input, "decoded for another input"
-        self._input = input
         payload = batch.payload
         if len(batch.bad):
             events = batch.events.take(pa.array(batch.bad))
             self._aside.append(SetAsideRows(input, events, "undecodable", batch.details))
+        if payload.rows:
+            self._latest = max(self._latest, int(payload.arrivals().max()))
         if self.plan.substreams:
             return self._process_lanes(input, payload)
         fresh: dict[int, Rows] = {}
@@ -256,9 +296,9 @@ class Run:
 
     def advance(self, input: str, arrival: int) -> Results:
         """No further event of `input` arrived up to `arrival` (ticks)."""
-        self._check(input)
-        self._input = input
-        return self._each_lane(lambda: self._advance(input, arrival))
+        name = self._input = self._known(input)
+        self._latest = max(self._latest, arrival)
+        return self._each_lane(lambda: self._advance(name, arrival))
 
     def _advance(self, input: str, arrival: int) -> Results:
         fresh = {
@@ -282,9 +322,14 @@ class Run:
                     fresh[at] = self._declared(at, rows)
         return self._flow(fresh)
 
-    def _check(self, input: str) -> None:
-        if input not in self.decoders:
+    def _known(self, input: str) -> str:
+        """The input of this name as the plan spells it; names ignore case."""
+        if input in self.decoders:
+            return input
+        found = next((name for name in self.plan.inputs if name.lower() == input.lower()), None)
+        if found is None:
             raise NotFound(f"the script has no input {input!r}", hint=nearest(input, self.plan.inputs))
+        return found
 
     def _timelines(self, input: str) -> list[tuple[int, Timeline]]:
         return [
@@ -316,43 +361,111 @@ class Run:
 
     def _flow(self, fresh: dict[int, Rows]) -> Results:
         """Push rows and watermarks through the graph once, sources first."""
-        found: list[OutputRows] = []
-        for at, (node, operator) in enumerate(zip(self.plan.nodes, self.operators, strict=True)):
+        found: list[tuple[int, OutputRows]] = []
+        memos: dict[int, Memo] = {}
+        holds: dict[int, Bools | None] = {}
+        timer = self._timer
+        for at in self._order:
+            node, operator = self.plan.nodes[at], self.operators[at]
+            began = timer() if timer else 0.0
             if isinstance(operator, Timeline):
                 self.marks[at] = operator.mark
             else:
                 mark = min(self.marks[source] for source in node.sources)
-                pieces = self._step(operator, node, at, fresh, mark)
+                pieces = self._step(operator, node, at, fresh, mark, memos, holds)
                 self.marks[at] = max(self.marks[at], operator.mark if isinstance(operator, _HELD) else mark)
                 if pieces:
                     fresh[at] = Rows.concat(pieces)
+            if timer:
+                self.busy_s[at] += timer() - began
             rows = fresh.get(at)
-            if rows is not None:
-                self.rows_out[at] += rows.rows
-                found += [OutputRows(name, rows.times, rows) for name in self._statements.get(at, ())]
-        return Results(found, self._take_aside())
+            if rows is None:
+                continue
+            self.rows_out[at] += rows.rows
+            found += [(number, OutputRows(name, rows.times, rows)) for number, name in self._statements.get(at, ())]
+            if node.shared:
+                memos[at] = Memo(node.shared)
+            if node.bank is not None:
+                self._banked(at, node, rows, memos.get(at), holds, found)
+        return Results(_by_output(found), self._take_aside())
+
+    def _banked(
+        self,
+        at: int,
+        node: PlanNode,
+        rows: Rows,
+        memo: Memo | None,
+        holds: dict[int, Bools | None],
+        found: list[tuple[int, OutputRows]],
+    ) -> None:
+        """Test the filters of a node's readers together; leaves among them do their work at once."""
+        assert node.bank is not None
+        table, lines = node.bank.evaluate(rows)
+        holds.update(dict.fromkeys(self._held_back[at]))
+        timer = self._timer
+        for line in lines.tolist():
+            member = node.bank_members[line]
+            if member not in self._leaves:
+                holds[member] = table[line]
+                continue
+            began = timer() if timer else 0.0
+            operator = self.operators[member]
+            assert isinstance(operator, SelectOperator)
+            out = operator.process(rows, memo, table[line])
+            if timer:
+                self.busy_s[member] += timer() - began
+            if out is not None:
+                self.rows_out[member] += out.rows
+                found += [(number, OutputRows(name, out.times, out)) for number, name in self._statements[member]]
 
     def _take_aside(self) -> list[SetAsideRows]:
         aside, self._aside = self._aside, []
         return aside
 
-    def _step(self, operator: Any, node: Any, at: int, fresh: dict[int, Rows], mark: Watermark) -> list[Rows]:
+    def _step(
+        self,
+        operator: Any,
+        node: PlanNode,
+        at: int,
+        fresh: dict[int, Rows],
+        mark: Watermark,
+        memos: dict[int, Memo],
+        holds: dict[int, Bools | None],
+    ) -> list[Rows]:
         pieces: list[Rows | None] = []
         for port, source in enumerate(node.sources):
             rows = fresh.get(source)
-            if rows is not None:
-                self.rows_in[at] += rows.rows
-                if isinstance(operator, _BUFFERS):
+            if rows is None:
+                continue
+            self.rows_in[at] += rows.rows
+            if isinstance(node, JoinNode) and port in node.filters:
+                rows = self._first_filtered(node, port, rows)
+            if isinstance(operator, _BUFFERS):
+                if rows.rows:
                     operator.process(rows, port)
-                elif isinstance(operator, Stages):
-                    pieces.append(operator.joined(rows))
-                else:
-                    pieces.append(operator.process(rows))
+            elif isinstance(operator, Stages):
+                pieces.append(operator.joined(rows))
+            elif isinstance(node, SelectNode) and node.bank_at is not None:
+                if holds[at] is not None:
+                    pieces.append(operator.process(rows, memos.get(source), holds[at]))
+            else:
+                pieces.append(operator.process(rows, memos.get(source)))
         if isinstance(operator, Stages):
             return [rows for rows in pieces if rows is not None]
         if mark > self.marks[at] or isinstance(operator, _BUFFERS):
             pieces.append(operator.advance(mark))
         return [rows for rows in pieces if rows is not None]
+
+    def _first_filtered(self, node: JoinNode, port: int, rows: Rows) -> Rows:
+        """The rows of a side that WHERE can let through; the frame has the side's sources where expressions look for them."""
+        frame = as_frame(rows)
+        if port == 1:
+            frame.sources = [Rows(rows.times, []) for _ in node.join.reach] + frame.sources
+        count = len(frame.sources)
+        found = filtered(frame, node.filters[port], self._on_faults)
+        if found is frame:
+            return rows
+        return Joined(found.times, found.sources) if port == 0 and count > 1 else found.sources[-1]
 
     # -- faults
 
@@ -409,23 +522,27 @@ class Run:
 
     def snapshot(self) -> bytes:
         """The whole state, time policies included."""
+        self._settle_counts()
+        self._state_bytes = [0] * len(self.plan.nodes)
         lanes = [[[thawed(part) for part in key], lane.marks, self._states(lane)] for key, lane in self.lanes.items()]
         return pack(
             {
                 "version": _VERSION,
                 "text": self.plan.text,
+                "shape": self.plan.shape,
                 "marks": self.marks,
                 "derived": self._derived,
                 "rows": [self.rows_in, self.rows_out],
+                "counts": [[one.where_in, one.where_out, one.having_in, one.having_out] for one in self.counts],
+                "latest": self._latest,
                 "states": [] if self.plan.substreams else self._states(Lane(self.operators, self.marks)),
                 "lanes": lanes,
                 "swept": self._swept,
             }
         )
 
-    @staticmethod
-    def _states(lane: Lane) -> list[Any]:
-        states: list[Any] = []
+    def _states(self, lane: Lane) -> list[Any]:
+        states: list[list[bytes]] = []
         for operator in lane.operators:
             if isinstance(operator, SelectOperator):
                 states.append(operator.snapshot())
@@ -433,21 +550,26 @@ class Run:
                 states.append([])
             else:
                 states.append([table_bytes(operator.snapshot())])
+        for at, parts in enumerate(states):
+            self._state_bytes[at] += sum(map(len, parts))
         return states
 
     def restore(self, state: bytes) -> None:
         """Continue where `snapshot` stood. Raises UserError where the state belongs to another script."""
         try:
             found = unpack(state)
-            version, text = found["version"], found["text"]
+            version, text, shape = found["version"], found["text"], found["shape"]
         except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as exc:
             raise UserError("this is no state of a run", hint="start afresh", code="sql.state") from exc
-        if version != _VERSION or text != self.plan.text:
+        if version != _VERSION or text != self.plan.text or shape != self.plan.shape:
             raise UserError(
                 "the state belongs to another script or version", hint="start the job afresh", code="sql.state"
             )
         self._derived, self._swept = found["derived"], found["swept"]
+        self._latest = found["latest"]
         self.rows_in, self.rows_out = (list(counts) for counts in found["rows"])
+        for counts, saved in zip(self.counts, found["counts"], strict=True):
+            counts.where_in, counts.where_out, counts.having_in, counts.having_out = saved
         self.lanes = {}
         for key, marks, states in found["lanes"]:
             lane = Lane(self._lane().operators, list(marks))
@@ -465,25 +587,48 @@ class Run:
             elif not isinstance(operator, Stages):
                 operator.restore(bytes_table(parts[0]))
 
-    def stats(self) -> dict[str, Any]:
-        """Rows in, rows out and state rows per operator; per input the watermark (ticks, None before the first) and how it
-        is decoded (`compiled` or `plain`).
-        """
+    def _settle_counts(self) -> None:
+        """Readers of a filter bank see every row of its node, but are only called for those that pass."""
+        for at, node in enumerate(self.plan.nodes):
+            if isinstance(node, SelectNode) and node.bank_at is not None:
+                if at in self._leaves:
+                    self.rows_in[at] = self.rows_out[node.bank_at]
+                self.counts[at].where_in = self.rows_in[at]
+
+    def stats(self) -> RunStats:
+        """Rows, state, watermarks and time per operator. Cheap enough for once a second, not for once a batch."""
+        self._settle_counts()
         lanes = list(self.lanes.values()) if self.plan.substreams else [Lane(self.operators, self.marks)]
-        operators = [
-            {
-                "operator": f"{at} {node.label}",
-                "rows_in": self.rows_in[at],
-                "rows_out": self.rows_out[at],
-                "state_rows": sum(_held(lane.operators[at]) for lane in lanes),
-            }
-            for at, node in enumerate(self.plan.nodes)
-        ]
         marks: dict[str, int | None] = {}
         for input in self.plan.inputs:
             at_input = [at for at, _ in self._timelines(input)]
             levels = [_mark_of(lane.operators[at]) for lane in lanes for at in at_input]
-            lowest = min(levels, default=MIN_WATERMARK)
-            marks[input] = lowest if MIN_WATERMARK < lowest < MAX_WATERMARK else None
-        kinds = {name: decoder.kind for name, decoder in self.decoders.items()}
-        return {"operators": operators, "watermarks": marks, "decoders": kinds}
+            marks[input] = told(min(levels, default=MIN_WATERMARK))
+        return {
+            "operators": [self._operator_stats(at, lanes) for at in range(len(self.plan.nodes))],
+            "watermarks": marks,
+            "decoders": {name: decoder.kind for name, decoder in self.decoders.items()},
+            "references": {name: {"rows": rows, "misfits": bad} for name, (rows, bad) in self._misfits.items()},
+            "substreams": len(self.lanes),
+        }
+
+    def _operator_stats(self, at: int, lanes: list[Lane]) -> OperatorStats:
+        node, counts = self.plan.nodes[at], self.counts[at]
+        source = node.bank_at if at in self._leaves and isinstance(node, SelectNode) else None
+        mark = min((lane.marks[at if source is None else source] for lane in lanes), default=MIN_WATERMARK)
+        return {
+            "operator": f"{at} {node.label}",
+            "kind": type(node).__name__.removesuffix("Node").lower(),
+            "output": next((name for _, name in self._statements.get(at, ())), None),
+            "rows_in": self.rows_in[at],
+            "rows_out": self.rows_out[at],
+            "filter_in": counts.where_in,
+            "filter_out": counts.where_out,
+            "having_in": counts.having_in,
+            "having_out": counts.having_out,
+            "state_rows": sum(_held(lane.operators[at]) for lane in lanes),
+            "state_bytes": self._state_bytes[at],
+            "watermark": told(mark),
+            "watermark_delay_s": delay_s(mark, self._latest),
+            "busy_s": self.busy_s[at],
+        }

@@ -16,14 +16,15 @@ import pyarrow as pa
 from headrace.core.flow import MIN_WATERMARK, Watermark
 from headrace.sql import tree, values
 from headrace.sql.bind import AggregateCall, AnalyticCall
-from headrace.sql.evaluate import Eval, Frame, truth
-from headrace.sql.keys import group
+from headrace.sql.evaluate import Eval, Frame, Kept, Memo, truth
+from headrace.sql.keys import Key, group
 from headrace.sql.operators.analytic import make_analytic
 from headrace.sql.operators.apply import ApplyStage
 from headrace.sql.operators.reference_join import ReferenceJoin, ReferenceJoinOperator
 from headrace.sql.operators.windows import GroupOperator
 from headrace.sql.rows import Joined, Named, Records, Rows, Spread
 from headrace.sql.state import bytes_table, table_bytes
+from headrace.sql.values import Bools, Ints
 
 Stage = ReferenceJoin | ApplyStage
 OnFaults = Callable[[Frame], Frame]
@@ -53,10 +54,33 @@ class SelectPlan:
     aggregates: list[AggregateCall] = field(default_factory=list)
     having: Eval | None = None
     columns: list[SelectColumn] = field(default_factory=list)
+    early: Eval | None = None  # a part of WHERE that is tested before the joins
+    pushed: list[Eval] = field(default_factory=list)  # filters of the SELECT that reads this one, tested after WHERE
+    group_number: int | None = None  # the same for SELECTs that group the same rows by the same keys
 
     @property
     def grouped(self) -> bool:
         return bool(self.windows)
+
+
+def kept(frame: Frame, keep: Bools) -> Frame:
+    return frame if keep.all() else frame.take(np.flatnonzero(keep))
+
+
+def filtered(frame: Frame, condition: Eval | None, on_faults: OnFaults) -> Frame:
+    """The rows for which a condition holds. A row that faults leaves as set aside, not as filtered."""
+    if condition is None or frame.rows == 0:
+        return frame
+    keep = truth(condition(frame))
+    if not frame.faults:
+        return kept(frame, keep)
+    keep = keep.copy()  # it may be a column's own data
+    for fault in frame.faults:
+        keep[fault.row] = True
+    found = frame.take(np.flatnonzero(keep))
+    back = np.cumsum(keep) - 1
+    found.faults = [fault._replace(row=int(back[fault.row])) for fault in frame.faults]
+    return on_faults(found)
 
 
 class Stages:
@@ -69,8 +93,7 @@ class Stages:
             for stage in stages
         ]
 
-    def process(self, rows: Rows) -> Frame:
-        frame = Frame(rows.times, rows.sources if isinstance(rows, Joined) else [rows])
+    def process(self, frame: Frame) -> Frame:
         for stage in self.stages:
             frame = stage.process(frame)
             if frame.faults:
@@ -79,14 +102,38 @@ class Stages:
 
     def joined(self, rows: Rows) -> Joined | None:
         """The same as rows, for a join to come."""
-        frame = self.process(rows)
+        frame = self.process(as_frame(rows))
         return Joined(frame.times, frame.sources) if frame.rows else None
 
 
+def as_frame(rows: Rows, memo: Memo | None = None) -> Frame:
+    """Rows as expressions see them."""
+    return Frame(rows.times, rows.sources if isinstance(rows, Joined) else [rows], memo=memo)
+
+
+@dataclass
+class Counts:
+    """How many rows reached a SELECT's WHERE and HAVING, and how many these let through."""
+
+    where_in: int = 0
+    where_out: int = 0
+    having_in: int = 0
+    having_out: int = 0
+
+
 class SelectOperator:
-    def __init__(self, plan: SelectPlan, references: Mapping[str, pa.Table], on_faults: OnFaults) -> None:
+    """`counts` outlive the operator: they belong to whoever runs it."""
+
+    def __init__(
+        self,
+        plan: SelectPlan,
+        references: Mapping[str, pa.Table],
+        on_faults: OnFaults,
+        counts: Counts | None = None,
+    ) -> None:
         self.plan = plan
         self.on_faults = on_faults
+        self.counts = counts or Counts()
         self.stages = Stages(plan.joins, references, on_faults)
         self.analytics = [make_analytic(call) for call in plan.analytics]
         self.group = GroupOperator(plan.windows, self._accumulators) if plan.grouped else None
@@ -95,35 +142,65 @@ class SelectOperator:
     def _accumulators(self) -> list[Any]:
         return [call.spec.make(call.order, call.constants) for call in self.plan.aggregates]
 
-    def process(self, rows: Rows) -> Rows | None:
-        """Rows in time order. Groups answer later, in `advance`."""
-        frame = self.stages.process(rows)
+    def process(self, rows: Rows, memo: Memo | None = None, holds: Bools | None = None) -> Rows | None:
+        """Rows in time order. Groups answer later, in `advance`.
+
+        `memo` keeps what others compute over the same rows too; `holds` says where the part of WHERE holds that a filter
+        bank has tested.
+        """
+        plan = self.plan
+        frame = as_frame(rows, memo)
+        if holds is not None:
+            self.counts.where_in += frame.rows
+            frame = kept(frame, holds)
+        elif plan.early is not None:
+            self.counts.where_in += frame.rows
+            frame = self._filter(frame, plan.early)
+        if plan.joins and frame.rows:
+            frame.memo = None
+            frame = self.stages.process(frame)
         if self.analytics:
             frame.extra = [analytic.process(frame) for analytic in self.analytics]
             frame = self._checked(frame)
-        frame = self._filter(frame, self.plan.where)
+        if holds is None and plan.early is None:
+            self.counts.where_in += frame.rows
+        frame = self._where(frame)
+        self.counts.where_out += frame.rows
+        for condition in plan.pushed:
+            frame = self._filter(frame, condition)
         if frame.rows == 0:
             return None
         if self.group is not None:
             self._add(frame, self.group)
             return None
-        return self._project(self._filter(frame, self.plan.having))
+        return self._project(self._having(frame))
 
     def _checked(self, frame: Frame) -> Frame:
         return self.on_faults(frame) if frame.faults else frame
 
+    def _where(self, frame: Frame) -> Frame:
+        """Rows that WHERE lets through; SELECTs with the same WHERE over the same rows get the same ones."""
+        where, memo = self.plan.where, frame.memo
+        if memo is None or frame.extra or not isinstance(where, Kept) or where.number not in memo.wanted:
+            return self._filter(frame, where)
+        found = memo.filtered.get(where.number)
+        if found is None:
+            found = self._filter(frame, where)
+            if where.number not in memo.columns or memo.columns[where.number][1]:
+                return found  # faults are reported by every reader
+            if found is not frame:
+                found.memo = Memo(memo.wanted)
+            memo.filtered[where.number] = found
+        return Frame(found.times, found.sources, memo=found.memo)
+
+    def _having(self, frame: Frame) -> Frame:
+        self.counts.having_in += frame.rows
+        frame = self._filter(frame, self.plan.having)
+        self.counts.having_out += frame.rows
+        return frame
+
     def _filter(self, frame: Frame, condition: Eval | None) -> Frame:
-        if condition is None or frame.rows == 0:
-            return frame
-        keep = truth(condition(frame))
-        if frame.faults:
-            for fault in frame.faults:
-                keep[fault.row] = True  # it leaves as set aside, not as filtered
-            kept = frame.take(np.flatnonzero(keep))
-            back = np.cumsum(keep) - 1
-            kept.faults = [fault._replace(row=int(back[fault.row])) for fault in frame.faults]
-            return self.on_faults(kept)
-        return frame if keep.all() else frame.take(np.flatnonzero(keep))
+        return filtered(frame, condition, self.on_faults)
 
     def _add(self, frame: Frame, into: GroupOperator) -> None:
         keys, args = self._inputs(frame)
@@ -132,9 +209,18 @@ class SelectOperator:
             if frame.rows == 0:
                 return
             keys, args = self._inputs(frame)
-        codes, groups = group(keys, frame.rows)
+        codes, groups = self._groups(frame, keys)
         parts = [group([part(frame) for part in some], frame.rows) if some else None for some in self.plan.partitions]
         into.process(frame.times, codes, groups, args, parts)
+
+    def _groups(self, frame: Frame, keys: list[values.Column]) -> tuple[Ints, Sequence[Key]]:
+        number, memo = self.plan.group_number, frame.memo
+        if memo is None or number is None:
+            return group(keys, frame.rows)
+        found = memo.groups.get(number)
+        if found is None:
+            found = memo.groups[number] = group(keys, frame.rows)
+        return found
 
     def _inputs(self, frame: Frame) -> tuple[list[values.Column], list[list[values.Column]]]:
         keys = [key(frame) for key in self.plan.keys]
@@ -150,7 +236,7 @@ class SelectOperator:
             return None
         ends, columns = closed
         frame = Frame(ends, [], columns)
-        frame = self._filter(frame, self.plan.having)
+        frame = self._having(frame)
         return self._project(frame) if frame.rows else None
 
     def _project(self, frame: Frame) -> Rows | None:
