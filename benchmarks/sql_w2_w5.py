@@ -53,12 +53,13 @@ WORKLOADS = {
         """SELECT machine_id, COUNT(*) AS c, AVG(temperature) AS t, MAX(vibration) AS v, STDEV(pressure) AS p,
              System.Timestamp() AS w
            INTO result FROM telemetry TIMESTAMP BY ts
-           GROUP BY machine_id, HoppingWindow(second, 60, 10) HAVING COUNT(*) >= 3 AND AVG(temperature) > 65""",
+           GROUP BY machine_id, HoppingWindow(second, 60, 10)
+           HAVING COUNT(*) >= 3 AND AVG(temperature) > 65.0001""",
         f"""SELECT machine_id, w + 10000000 * hop AS w, count(*) AS c, avg(temperature) AS t, max(vibration) AS v,
               stddev(pressure) AS p
             FROM (SELECT machine_id, temperature, vibration, pressure, {SPREAD}, unnest(range(6)) AS hop
                   FROM {decoded("temperature", "vibration", "pressure")})
-            GROUP BY ALL HAVING c >= 3 AND t > 65""",
+            GROUP BY ALL HAVING c >= 3 AND t > 65.0001""",
         "t",
         "hopping window 60 s / 10 s",
     ),

@@ -42,3 +42,33 @@ def enlarged(array: npt.NDArray[T], room: int) -> npt.NDArray[T]:
     if more <= 0:
         return array
     return np.concatenate([array, np.zeros(max(more, len(array), 64), array.dtype)])
+
+
+class Fifo:
+    """Rows of integers, first in, first out. A row is copied once or twice in its life, however small the batches are."""
+
+    def __init__(self, columns: int) -> None:
+        self._data: Ints = np.empty((columns, 0), np.int64)
+        self._start = self._stop = 0
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def column(self, which: int) -> Ints:
+        """A column of all rows; valid until the next append."""
+        return self._data[which, self._start : self._stop]
+
+    def append(self, *columns: Ints) -> None:
+        rows, more = len(self), len(columns[0])
+        if self._stop + more > self._data.shape[1]:
+            room = max(2 * (rows + more), 64)
+            data = np.empty((len(columns), room), np.int64)
+            data[:, :rows] = self._data[:, self._start : self._stop]
+            self._data, self._start, self._stop = data, 0, rows
+        for which, column in enumerate(columns):
+            self._data[which, self._stop : self._stop + more] = column
+        self._stop += more
+
+    def pop(self, rows: int) -> None:
+        """Drop the first rows."""
+        self._start += rows

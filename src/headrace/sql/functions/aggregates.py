@@ -17,6 +17,7 @@ import pyarrow as pa
 from headrace.core.errors import DataError
 from headrace.sql import doubling, tree, values
 from headrace.sql.aggregate import Accumulator, Aggregate, ArrayAccumulator
+from headrace.sql.arrays import stable_order
 from headrace.sql.convert import number, shown, type_name
 from headrace.sql.errors import Fault
 from headrace.sql.evaluate import Eval, apply
@@ -391,7 +392,7 @@ class _Spread(ArrayAccumulator):
 
 def _occurrence(codes: Ints) -> Ints:
     """For each element, how many equal ones stand before it."""
-    order = np.argsort(codes, kind="stable")
+    order = stable_order(codes, int(codes.max()) + 1 if len(codes) else 0)
     ordered = codes[order]
     starts = (
         np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(codes) else np.zeros(0, np.int64)

@@ -11,7 +11,7 @@ from headrace.core.flow import Watermark
 from headrace.sql import values
 from headrace.sql.aggregate import Accumulator
 from headrace.sql.keys import Key, Keys
-from headrace.sql.state import thawed
+from headrace.sql.state import Frozen, thawed
 from headrace.sql.tree import Window
 from headrace.sql.values import Column, Ints
 
@@ -33,11 +33,9 @@ class Closed(NamedTuple):
 
     def key_column(self, part: int) -> Column:
         """One part of the keys, a value per group."""
-        if isinstance(self.keys, Keys):
-            found = [thawed(value) for value in self.keys.columns[part]]
-        else:
-            found = [thawed(key[part]) for key in self.keys]
-        column = values.from_values(found)
+        found = self.keys.columns[part] if isinstance(self.keys, Keys) else [key[part] for key in self.keys]
+        types = set(map(type, found))
+        column = values.from_values(*(([thawed(value) for value in found],) if Frozen in types else (found, types)))
         return column if self.codes is None else column.take(self.codes)
 
 

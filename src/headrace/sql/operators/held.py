@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.sql import values
+from headrace.sql.arrays import enlarged
 from headrace.sql.key_ids import KeyIds
 from headrace.sql.state import pack, unpack
 from headrace.sql.values import Column, Ints
@@ -49,9 +50,8 @@ class Held:
         """Rows not older than those before. Their keys have got their numbers from `ids`."""
         if not len(times):
             return
-        counts = np.bincount(ids, minlength=max(self.ids.room, len(self.live)))
-        counts[: len(self.live)] += self.live
-        self.live = counts
+        self.live = enlarged(self.live, self.ids.room)
+        np.add.at(self.live, ids, 1)
         self._pieces.append(Some(times, ids, [values.plain(column) for column in columns]))
         self._rows += len(times)
 
@@ -76,7 +76,7 @@ class Held:
 
     def _drop(self, ids: Ints) -> None:
         self._rows -= len(ids)
-        self.live -= np.bincount(ids, minlength=len(self.live))
+        np.subtract.at(self.live, ids, 1)
         touched = np.unique(ids)
         self.ids.forget(touched[self.live[touched] == 0])
 

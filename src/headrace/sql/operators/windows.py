@@ -17,18 +17,26 @@ import pyarrow as pa
 
 from headrace.core.flow import MIN_WATERMARK, Watermark
 from headrace.sql import values
+from headrace.sql.arrays import Fifo, enlarged, expand
+from headrace.sql.key_ids import KeyIds
 from headrace.sql.keys import Key, renumber
 from headrace.sql.operators.grouped import Closed, Make, Parts, WindowState
 from headrace.sql.operators.session import Sessions
 from headrace.sql.operators.sliding import Sliding
-from headrace.sql.state import hashable, pack, thawed, unpack
 from headrace.sql.tree import Window
 from headrace.sql.units import ORIGIN
 from headrace.sql.values import Column, Constant, Ints
 
+_PANE, _ID, _SLOT = range(3)
+_IDLE_MAX = 1024
+
 
 class Panes:
-    """One window of a GROUP BY."""
+    """One window of a GROUP BY.
+
+    Open groups stand in order of pane and first appearance. Rows come in time order, so only the newest pane can get more:
+    one slot per key is all there is to look up.
+    """
 
     def __init__(self, window: Window, make: Make) -> None:
         self.window = window
@@ -39,7 +47,12 @@ class Panes:
         self.pane = math.gcd(self.size, self.hop)
         self.origin = ORIGIN + window.offset
         self.accumulators = make()
-        self.slots: dict[int, dict[Key, int]] = {}  # pane number -> group -> slot
+        self.ids = KeyIds()
+        self.open = Fifo(3)  # pane number, key number, slot
+        self.newest = MIN_WATERMARK  # pane
+        self.slot: Ints = np.empty(0, np.int64)  # by key number: its slot in the newest pane it is in
+        self.slot_pane: Ints = np.empty(0, np.int64)  # and that pane
+        self.live: Ints = np.empty(0, np.int64)  # and how many open groups it has
         self.free: list[int] = []
         self.used = 0
         self.emitted: Watermark = MIN_WATERMARK
@@ -55,178 +68,175 @@ class Panes:
         """Rows in time order: a group number per row, the groups' keys, and each aggregate's arguments."""
         panes = -((self.origin - times) // self.pane)  # ceiling: the pane ends at or after the row
         low, high = int(panes.min()), int(panes.max())
+        assert low >= self.newest, "rows come in time order"
+        ids = self.ids.number(keys)
         if low == high:
-            slot_of = self._slots_in(low, keys)
-            slots = slot_of[codes]
+            slots = self._slots(np.full(len(keys), low), ids)[codes]
         else:
             combined = (panes - low) * len(keys) + codes if (high - low) < (1 << 62) // max(len(keys), 1) else None
             if combined is None:
                 panes_dense, _ = renumber(panes)
                 combined = panes_dense * len(keys) + codes
             dense, first = renumber(combined)
-            slot_of = np.fromiter(
-                (
-                    self._slot(pane, keys[code])
-                    for pane, code in zip(panes[first].tolist(), codes[first].tolist(), strict=True)
-                ),
-                np.int64,
-                len(first),
-            )
-            slots = slot_of[dense]
+            slots = self._slots(panes[first], ids[codes[first]])[dense]
+        self.newest = high
         for accumulator, columns in zip(self.accumulators, args, strict=True):
             accumulator.reserve(self.used)
             accumulator.add(slots, columns)
 
-    def _slots_in(self, pane: int, keys: Sequence[Key]) -> Ints:
-        groups = self.slots.setdefault(pane, {})
-        out = np.empty(len(keys), np.int64)
-        for index, key in enumerate(keys):
-            slot = groups.get(key)
-            if slot is None:
-                slot = groups[key] = self._new_slot()
-            out[index] = slot
-        return out
+    def _slots(self, panes: Ints, ids: Ints) -> Ints:
+        """The slot of each (pane, key), pairs in order of pane and appearance; opens what is not open yet."""
+        room = self.ids.room
+        if room > len(self.slot):
+            self.slot = enlarged(self.slot, room)
+            self.live = enlarged(self.live, room)
+            self.slot_pane = np.concatenate(
+                [self.slot_pane, np.full(len(self.slot) - len(self.slot_pane), MIN_WATERMARK)]
+            )
+        slots = self.slot[ids]
+        new = np.flatnonzero(self.slot_pane[ids] != panes)
+        if len(new):
+            slots[new] = self._new_slots(len(new))
+            self.open.append(panes[new], ids[new], slots[new])
+            np.add.at(self.live, ids[new], 1)
+            self.slot[ids[new]], self.slot_pane[ids[new]] = slots[new], panes[new]  # of several panes the last stays
+        return slots
 
-    def _slot(self, pane: int, key: Key) -> int:
-        groups = self.slots.get(pane)
-        if groups is None:
-            groups = self.slots[pane] = {}
-        slot = groups.get(key)
-        if slot is None:
-            slot = groups[key] = self._new_slot()
-        return slot
-
-    def _new_slot(self) -> int:
-        if self.free:
-            return self.free.pop()
-        self.used += 1
-        return self.used - 1
+    def _new_slots(self, count: int) -> Ints:
+        again = min(count, len(self.free))
+        slots = np.empty(count, np.int64)
+        if again:
+            slots[:again] = self.free[: -again - 1 : -1]
+            del self.free[-again:]
+        slots[again:] = np.arange(self.used, self.used + count - again)
+        self.used += count - again
+        return slots
 
     def close(self, mark: Watermark) -> Closed | None:
         """Everything of the windows that end at or before `mark` and were not reported yet."""
-        if mark <= self.emitted or not self.slots:
+        if mark <= self.emitted or not len(self.open):
             self.emitted = max(self.emitted, mark)
             return None
         closed = self._close_plain(mark) if self.size == self.hop else self._close_hopping(mark)
         self.emitted = mark
         return closed
 
-    def _end(self, pane: int) -> int:
-        return pane * self.pane + self.origin
+    def _ends(self, panes: Ints) -> Ints:
+        return panes * self.pane + self.origin
 
     def _close_plain(self, mark: Watermark) -> Closed | None:
-        done = sorted(pane for pane in self.slots if self._end(pane) <= mark)
+        done = int(np.searchsorted(self._ends(self.open.column(_PANE)), mark, side="right"))
         if not done:
             return None
-        keys: list[Key] = []
-        slots: list[int] = []
-        counts: list[int] = []
-        for pane in done:
-            groups = self.slots.pop(pane)
-            keys += groups
-            slots += groups.values()
-            counts.append(len(groups))
-        at = np.array(slots, np.int64)
-        ends = np.repeat(np.array([self._end(pane) for pane in done], np.int64), counts)
-        results = [accumulator.result(at) for accumulator in self.accumulators]
-        self._release(at)
-        return Closed(ends, keys, results)
+        panes, ids, slots = (self.open.column(which)[:done].copy() for which in (_PANE, _ID, _SLOT))
+        results = [accumulator.result(slots) for accumulator in self.accumulators]
+        closed = Closed(self._ends(panes), self.ids.keys(ids), results)
+        self._release(done)
+        return closed
 
     def _close_hopping(self, mark: Watermark) -> Closed | None:
         ends = self._due(mark)
-        keys: list[Key] = []
-        into: list[int] = []
-        slots: list[int] = []
-        counts: list[int] = []
-        for end in ends:
-            last = (end - self.origin) // self.pane
-            index: dict[Key, int] = {}
-            for pane in range(last - self.size // self.pane + 1, last + 1):
-                for key, slot in self.slots.get(pane, {}).items():
-                    found = index.get(key)
-                    if found is None:
-                        found = index[key] = len(keys)
-                        keys.append(key)
-                    into.append(found)
-                    slots.append(slot)
-            counts.append(len(index))
+        panes, ids, slots = (self.open.column(which) for which in (_PANE, _ID, _SLOT))
+        last = (np.array(ends, np.int64) - self.origin) // self.pane
+        low = np.searchsorted(panes, last - self.size // self.pane, side="right")
+        high = np.searchsorted(panes, last, side="right")
+        found: list[Ints] = []  # the keys of each window
+        into: list[Ints] = []
+        total = 0
+        for start, stop in zip(low.tolist(), high.tolist(), strict=True):
+            number, first = _by_appearance(ids[start:stop], self.ids.room)
+            into.append(number + total)
+            found.append(ids[start:stop][first])
+            total += len(first)
         closed: Closed | None = None
-        if keys:
+        if total:
+            _, at = expand(low, high)
             merged = self.make()
             for accumulator, other in zip(merged, self.accumulators, strict=True):
-                accumulator.reserve(len(keys))
-                accumulator.merge(np.array(into, np.int64), other, np.array(slots, np.int64))
-            everything = np.arange(len(keys))
+                accumulator.reserve(total)
+                accumulator.merge(np.concatenate(into), other, slots[at])
+            everything = np.arange(total)
             closed = Closed(
-                np.repeat(np.array(ends, np.int64), counts), keys, [one.result(everything) for one in merged]
+                np.repeat(np.array(ends, np.int64), [len(one) for one in found]),
+                self.ids.keys(np.concatenate(found)),
+                [one.result(everything) for one in merged],
             )
-        self._retire(mark)
+        self._release(int(np.searchsorted(self._last_ends(panes), mark, side="right")))
         return closed
 
     def _due(self, mark: Watermark) -> list[int]:
         """Ends of windows that hold a pane and lie in (emitted, mark], ascending."""
+        panes = self.open.column(_PANE)
+        panes = panes[np.concatenate([[True], panes[1:] != panes[:-1]])]
+        first = -((self.origin - self._ends(panes)) // self.hop) * self.hop + self.origin
+        first += ((np.maximum(first - 1, self.emitted) - first) // self.hop + 1) * self.hop
+        last = np.minimum(self._last_ends(panes), mark)
         due: set[int] = set()
-        for pane in self.slots:
-            end = self._end(pane)
-            first = -((self.origin - end) // self.hop) * self.hop + self.origin
-            last = self._last_end(pane)
-            if self.emitted >= first:
-                first += ((self.emitted - first) // self.hop + 1) * self.hop
-            due.update(range(first, min(last, mark) + 1, self.hop))
+        for begin, end in zip(first.tolist(), last.tolist(), strict=True):
+            due.update(range(begin, end + 1, self.hop))
         return sorted(due)
 
-    def _last_end(self, pane: int) -> int:
-        """The end of the last window that covers a pane."""
-        start = self._end(pane) - self.pane
+    def _last_ends(self, panes: Ints) -> Ints:
+        """The end of the last window that covers each pane."""
+        start = self._ends(panes) - self.pane
         return (start + self.size - self.origin) // self.hop * self.hop + self.origin
 
-    def _retire(self, mark: Watermark) -> None:
-        done = [pane for pane in self.slots if self._last_end(pane) <= mark]
-        gone: list[int] = []
-        for pane in done:
-            gone += self.slots.pop(pane).values()
-        if gone:
-            self._release(np.array(gone, np.int64))
-
-    def _release(self, slots: Ints) -> None:
+    def _release(self, groups: int) -> None:
+        """Let go of the first open groups. Keys without any are forgotten once they are more than the others."""
+        if not groups:
+            return
+        panes, ids, slots = (self.open.column(which)[:groups] for which in (_PANE, _ID, _SLOT))
         for accumulator in self.accumulators:
             accumulator.clear(slots)
         self.free += slots[::-1].tolist()
+        np.subtract.at(self.live, ids, 1)
+        self.slot_pane[ids[self.slot_pane[ids] == panes]] = MIN_WATERMARK
+        self.open.pop(groups)
+        if len(self.ids) > 2 * len(self.open) + _IDLE_MAX:
+            known = self.ids.live()
+            gone = known[self.live[known] == 0]
+            self.ids.forget(gone)
 
     def rows(self) -> int:
-        return sum(map(len, self.slots.values()))
+        return len(self.open)
 
     # -- state
 
     def snapshot(self) -> pa.Table:
         """One row per open (pane, group), in pane and appearance order, with the accumulators' columns beside it."""
-        panes: list[int] = []
-        keys: list[bytes] = []
-        slots: list[int] = []
-        for pane in sorted(self.slots):
-            for key, slot in self.slots[pane].items():
-                panes.append(pane)
-                keys.append(pack([thawed(value) for value in key]))
-                slots.append(slot)
-        columns: dict[str, Any] = {"_key": pa.array(keys, pa.binary()), "pane": pa.array(panes, pa.int64())}
-        at = np.array(slots, np.int64)
+        slots = self.open.column(_SLOT)
+        columns: dict[str, Any] = {
+            "_key": pa.array(self.ids.packed(self.open.column(_ID)), pa.binary()),
+            "pane": pa.array(self.open.column(_PANE)),
+        }
         for index, accumulator in enumerate(self.accumulators):
             accumulator.reserve(self.used)
-            saved = accumulator.save(at)
+            saved = accumulator.save(slots)
             columns |= {f"{index}.{name}": saved.column(name) for name in saved.column_names}
         return pa.table(columns).replace_schema_metadata({"emitted": str(self.emitted)})
 
     def restore(self, state: pa.Table) -> None:
         self.__init__(self.window, self.make)  # type: ignore[misc]
         self.emitted = int(state.schema.metadata[b"emitted"])
-        for pane, key in zip(state.column("pane").to_pylist(), state.column("_key").to_pylist(), strict=True):
-            self._slot(pane, tuple(hashable(value) for value in unpack(key)))
-        at = np.arange(self.used)
+        ids = self.ids.restore(state.column("_key").to_pylist())
+        panes = state.column("pane").to_numpy()
+        at = self._slots(panes, ids)
+        self.newest = int(panes[-1]) if len(panes) else MIN_WATERMARK
         for index, accumulator in enumerate(self.accumulators):
             accumulator.reserve(self.used)
             names = [name for name in state.column_names if name.startswith(f"{index}.")]
             part = pa.table({name.split(".", 1)[1]: state.column(name) for name in names})
             accumulator.load(at, part)
+
+
+def _by_appearance(ids: Ints, room: int) -> tuple[Ints, Ints]:
+    """Numbers by first appearance, and where each one first appears: `renumber` for ids below `room`."""
+    place = np.empty(room, np.int64)
+    rows = np.arange(len(ids))
+    place[ids[::-1]] = rows[::-1]
+    first = place[ids]
+    heads = first == rows
+    return (np.cumsum(heads) - 1)[first], np.flatnonzero(heads)
 
 
 def _state_of(window: Window, make: Make) -> WindowState:
