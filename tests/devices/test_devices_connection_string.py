@@ -22,6 +22,11 @@ def test_the_fields_come_in_any_order() -> None:
     assert parse(str(read)) == read
 
 
+def test_a_module_is_named_beside_its_device() -> None:
+    text = build("hub.local", "a;b", KEY, module_id="m")
+    assert (parse(text).device_id, parse(text).module_id) == ("a;b", "m")
+
+
 def test_without_a_gateway_the_hub_is_dialled() -> None:
     assert parse(build("hub.local", "a", KEY)).address == "hub.local"
 

@@ -49,14 +49,16 @@ class ConnectionString(msgspec.Struct, frozen=True, kw_only=True):
         return f"ConnectionString(hostname={self.hostname!r}, device_id={self.device_id!r}, key=***)"
 
 
-def build(hostname: str, device_id: str, key: str, *, gateway_hostname: str = "") -> str:
+def build(hostname: str, device_id: str, key: str, *, module_id: str = "", gateway_hostname: str = "") -> str:
     """The text that official device SDKs take.
 
     >>> build("localhost", "press-07", "c2VjcmV0")
     'HostName=localhost;DeviceId=press-07;SharedAccessKey=c2VjcmV0'
     """
     return str(
-        ConnectionString(hostname=hostname, device_id=device_id, key=key, gateway_hostname=gateway_hostname),
+        ConnectionString(
+            hostname=hostname, device_id=device_id, key=key, module_id=module_id, gateway_hostname=gateway_hostname
+        )
     )
 
 

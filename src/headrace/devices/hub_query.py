@@ -16,7 +16,7 @@ from headrace.core.errors import UserError
 from headrace.devices import hub_expression as expressions
 from headrace.devices.hub_expression import Call, Node, Parser, Path, Value, compiled, condition, tokens, wrong
 from headrace.devices.hub_functions import UNDEFINED, walked
-from headrace.devices.hub_view import View, Views
+from headrace.devices.hub_view import View, Views, just_before
 from headrace.devices.model import COLLECTION, MODULES
 from headrace.docstore.contract import DocStore
 
@@ -121,8 +121,8 @@ class HubQueries:
         if named is None or query.source != COLLECTION:
             async for view in self._views.every(query.source, after=after):
                 yield view
-        elif named > after:
-            for view in await self._views.devices(after=_before(named), limit=1):
+        elif named and named > after:
+            for view in await self._views.devices(after=just_before(named), limit=1):
                 if view.id == named:
                     yield view
 
@@ -312,11 +312,6 @@ def _named_device(query: Query) -> str | None:
                 if isinstance(one, Path) and one.parts == ("deviceId",) and isinstance(two, expressions.Literal):
                     return two.value if isinstance(two.value, str) else None
     return None
-
-
-def _before(id: str) -> str:
-    """A text that sorts before `id` and behind every other id that does."""
-    return id[:-1] + chr(ord(id[-1]) - 1) + "\U0010ffff" if id else ""
 
 
 def _continuation(after: str, left: int | None) -> str:

@@ -7,14 +7,15 @@ devices is joined by reading the same span of each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+import structlog
 
 from headrace.devices.mailbox import COLLECTION as MAILBOX
-from headrace.devices.model import COLLECTION, MODULES, Device, Module, from_body, module_from_body
+from headrace.devices.model import COLLECTION, Device, Module, from_body, module_from_body
 from headrace.devices.twins import COLLECTION as TWINS
 from headrace.devices.twins import Connection, Twin, document, twin_from_body
 from headrace.docstore.contract import DocStore, Document
@@ -22,7 +23,10 @@ from headrace.docstore.contract import DocStore, Document
 PRESENCE = "presence"
 """Written by the gateway: who is connected."""
 PAGE = 1000
-_AFTER = "\U0010ffff"
+LAST_CHARACTER = "\U0010ffff"
+T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 def connection_of(body: dict[str, Any] | None) -> Connection:
@@ -36,10 +40,18 @@ class View:
     """One identity. `json` is the twin as services see it, made when it is first asked for."""
 
     def __init__(
-        self, device: Device, module: Module | None, twin: Document | None, presence: Document | None, waiting: int = 0
+        self,
+        device: Device,
+        module: Module | None,
+        twin: Document | None,
+        presence: Document | None,
+        *,
+        etag: str = "",
+        waiting: int = 0,
     ) -> None:
         self.device = device
         self.module = module
+        self.etag = etag  # of the identity, not of its twin
         self.waiting = waiting
         self._twin = twin
         self._presence = presence
@@ -72,43 +84,48 @@ class Views:
     def __init__(self, docs: DocStore) -> None:
         self._docs = docs
 
-    async def one(self, device: Device, module: Module | None = None) -> View:
+    async def one(self, device: Device, module: Module | None = None, *, etag: str = "") -> View:
         id = device.id if module is None else module.client_id
         waiting = 0 if module is not None else len(await self._docs.query(MAILBOX, prefix=f"{id}/", limit=PAGE))
-        return View(device, module, await self._docs.get(TWINS, id), await self._docs.get(PRESENCE, id), waiting)
+        twin, presence = await self._docs.get(TWINS, id), await self._docs.get(PRESENCE, id)
+        return View(device, module, twin, presence, etag=etag, waiting=waiting)
 
     async def devices(self, *, after: str = "", limit: int = PAGE) -> list[View]:
         """Up to `limit` devices behind id `after`."""
-        found = _readable(await self._docs.query(COLLECTION, after=after, limit=limit), from_body)
-        if not found:
-            return []
-        twins, presence = await self._span(TWINS, found), await self._span(PRESENCE, found)
-        waiting = Counter(id.partition("/")[0] for id in await self._span(MAILBOX, found))
-        return [View(device, None, twins.get(id), presence.get(id), waiting[id]) for id, device in found.items()]
-
-    async def modules(self, *, after: str = "", limit: int = PAGE) -> list[View]:
-        """Up to `limit` modules behind `{device}/{module}`."""
-        found = _readable(await self._docs.query(MODULES, after=after, limit=limit), module_from_body)
-        if not found:
-            return []
-        twins, presence = await self._span(TWINS, found), await self._span(PRESENCE, found)
-        devices: dict[str, Device] = {}
-        for name in {module.device for module in found.values()}:
-            if (owner := await self._docs.get(COLLECTION, name)) is not None:
-                devices[name] = from_body(name, owner.body)
-        return [
-            View(devices[module.device], module, twins.get(id), presence.get(id))
-            for id, module in found.items()
-            if module.device in devices
-        ]
+        return await self._joined_devices(await self._docs.query(COLLECTION, after=after, limit=limit))
 
     async def every(self, kind: str, *, after: str = "") -> AsyncIterator[View]:
         """All `devices` or `modules` by id, read page by page."""
-        read = self.devices if kind == COLLECTION else self.modules
-        while page := await read(after=after):
-            for view in page:
+        joined = self._joined_devices if kind == COLLECTION else self._joined_modules
+        while page := await self._docs.query(kind, after=after, limit=PAGE):
+            for view in await joined(page):
                 yield view
             after = page[-1].id
+
+    async def _joined_devices(self, page: Sequence[Document]) -> list[View]:
+        found = _readable(page, from_body)
+        if not found:
+            return []
+        twins, presence = await self._span(TWINS, page), await self._span(PRESENCE, page)
+        waiting = Counter(id.partition("/")[0] for id in await self._span(MAILBOX, page))
+        return [
+            View(device, None, twins.get(id), presence.get(id), etag=etag, waiting=waiting[id])
+            for id, (device, etag) in found.items()
+        ]
+
+    async def _joined_modules(self, page: Sequence[Document]) -> list[View]:
+        """Without those whose device is being deleted."""
+        found = _readable(page, module_from_body)
+        if not found:
+            return []
+        twins, presence = await self._span(TWINS, page), await self._span(PRESENCE, page)
+        owners = [await self._docs.get(COLLECTION, id) for id in {module.device for module, _ in found.values()}]
+        devices = _readable([owner for owner in owners if owner is not None], from_body)
+        return [
+            View(devices[module.device][0], module, twins.get(id), presence.get(id), etag=etag)
+            for id, (module, etag) in found.items()
+            if module.device in devices
+        ]
 
     async def connected(self) -> int:
         """How many devices (not modules) are connected."""
@@ -118,30 +135,29 @@ class Views:
             after = page[-1].id
         return count
 
-    async def _span(self, collection: str, found: dict[str, Any]) -> dict[str, Document]:
-        """The documents of a collection whose ids lie between the first and the last of `found`."""
-        ids = list(found)
-        last, after = ids[-1] + ("/" + _AFTER if "/" not in ids[-1] else ""), _just_before(ids[0])
+    async def _span(self, collection: str, page: Sequence[Document]) -> dict[str, Document]:
+        """The documents of a collection whose ids lie between the first and the last of `page`, and below the last."""
+        last, after = page[-1].id + "/" + LAST_CHARACTER, just_before(page[0].id)
         spanned: dict[str, Document] = {}
-        while page := await self._docs.query(collection, after=after, limit=PAGE):
-            spanned |= {document.id: document for document in page if document.id <= last}
-            after = page[-1].id
-            if after > last or len(page) < PAGE:
+        while found := await self._docs.query(collection, after=after, limit=PAGE):
+            spanned |= {document.id: document for document in found if document.id <= last}
+            after = found[-1].id
+            if after > last or len(found) < PAGE:
                 break
         return spanned
 
 
-def _just_before(id: str) -> str:
+def just_before(id: str) -> str:
     """A text that sorts before `id` and behind every id that sorts before it."""
-    return id[:-1] + chr(ord(id[-1]) - 1) + _AFTER
+    return id[:-1] + chr(ord(id[-1]) - 1) + LAST_CHARACTER if id else ""
 
 
-def _readable(documents: Any, read: Any) -> dict[str, Any]:
-    """By id, without documents that another version or a hand wrote: one of them must not hide the others."""
-    found: dict[str, Any] = {}
-    for document_ in documents:
+def _readable(documents: Sequence[Document], read: Callable[[str, Any], T]) -> dict[str, tuple[T, str]]:
+    """(identity, etag) by id, without documents that another version or a hand wrote: one must not hide the others."""
+    found: dict[str, tuple[T, str]] = {}
+    for one in documents:
         try:
-            found[document_.id] = read(document_.id, document_.body)
+            found[one.id] = (read(one.id, one.body), one.etag)
         except msgspec.ValidationError:
-            continue
+            log.warning("registry.document_unreadable", document=one.id)
     return found

@@ -74,11 +74,6 @@ class DeviceQueries:
         found = await self._docs.query(MODULES, prefix=f"{device}/", limit=limit)
         return [RegisteredModule(module_from_body(document.id, document.body), document.etag) for document in found]
 
-    async def page(self, *, after: str = "", limit: int = 1000) -> list[Registered]:
-        """Devices with their etags by id, after id `after`."""
-        found = await self._docs.query(COLLECTION, after=after, limit=limit)
-        return [Registered(from_body(document.id, document.body), document.etag) for document in found]
-
     async def list(
         self,
         *,

@@ -18,7 +18,7 @@ from headrace.core.errors import HeadraceError
 from headrace.devices.policies import Right
 from headrace.gateway.admission import STALE, Admission, Refused
 from headrace.gateway.refusals import Refusals
-from headrace.gateway.rest.errors import FAILED, NO_METHOD, NO_PATH, UNAUTHORIZED, Denied, Kind, kind_of, told
+from headrace.gateway.rest.errors import FAILED, INVALID, NO_METHOD, NO_PATH, UNAUTHORIZED, Denied, Kind, kind_of, told
 from headrace.gateway.rest.exchange import Answer, Receive, Request, Scope, Send
 from headrace.gateway.rest.identities import Identities
 from headrace.gateway.rest.messages import Messages
@@ -99,6 +99,8 @@ class RestDoor:
         method_call = request.segments[-1].lower() == "methods"
         try:
             answer = await self._answer(request)
+        except RecursionError:
+            answer = self._failed(INVALID, "the body is nested too deeply", as_json=method_call)
         except HeadraceError as exc:
             answer = self._failed(kind_of(exc), told(exc), as_json=method_call)
             if isinstance(exc, Denied) and exc.kind is NO_METHOD:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from headrace.core.errors import HeadraceError, NotFound
+from headrace.core.errors import HeadraceError
 from headrace.devices.hub_view import View
-from headrace.devices.model import Device, RegisteredModule
+from headrace.devices.model import RegisteredModule
 from headrace.docstore.contract import ANY
 from headrace.gateway.rest.errors import INVALID, Denied, kind_of, told
 from headrace.gateway.rest.exchange import Answer, Request, answer_json, converted
@@ -41,13 +41,10 @@ class Identities:
             made = await self._services.commands.register(draft)
         else:
             made = await self._services.commands.replace(draft, if_match=request.if_match)
-        return await self._device(made.device, made.etag)
+        return _answer(await self._services.views.one(made.device, etag=made.etag))
 
     async def get_device(self, request: Request, id: str) -> Answer:
-        found = await self._services.queries.registered(id)
-        if found is None:
-            raise NotFound(f"there is no device {id[:128]!r}", hint="create it first", code="device.not_found")
-        return await self._device(found.device, found.etag)
+        return _answer(await self._services.view(id))
 
     async def delete_device(self, request: Request, id: str) -> Answer:
         await self._services.commands.delete(id, if_match=request.if_match)
@@ -58,10 +55,8 @@ class Identities:
         top = request.number("top", (request.query.get("top") or [None])[0], default=PAGE_MAX)
         if top < 1:
             raise Denied(INVALID, f"top is {top}", hint=f"use 1 to {PAGE_MAX}")
-        limit = min(top, PAGE_MAX)
-        views = {view.id: view for view in await self._services.views.devices(limit=limit)}
-        found = await self._services.queries.page(limit=limit)
-        return answer_json([device_json(views[one.device.id], one.etag) for one in found if one.device.id in views])
+        views = await self._services.views.devices(limit=min(top, PAGE_MAX))
+        return answer_json([device_json(view) for view in views])
 
     async def put_module(self, request: Request, device: str, id: str) -> Answer:
         draft = (await request.struct(ModuleJson)).draft(device, id)
@@ -70,11 +65,7 @@ class Identities:
         return await self._module(await self._services.commands.replace_module(draft, if_match=request.if_match))
 
     async def get_module(self, request: Request, device: str, id: str) -> Answer:
-        found = await self._services.queries.module(device, id)
-        if found is None:
-            await self._services.view(device, id)  # says which of the two is missing
-            raise NotFound(f"there is no module {id[:128]!r}", hint="create it first", code="module.not_found")
-        return await self._module(found)
+        return _answer(await self._services.view(device, id))
 
     async def delete_module(self, request: Request, device: str, id: str) -> Answer:
         await self._services.view(device)
@@ -82,9 +73,11 @@ class Identities:
         return Answer(204)
 
     async def list_modules(self, request: Request, device: str) -> Answer:
-        await self._services.view(device)
-        modules = await self._services.queries.modules(device)
-        return answer_json([await self._module_json(found) for found in modules])
+        owner = (await self._services.view(device)).device
+        found = await self._services.queries.modules(device)
+        return answer_json(
+            [module_json(await self._services.views.one(owner, one.module, etag=one.etag)) for one in found]
+        )
 
     async def bulk(self, request: Request) -> Answer:
         """Each entry by itself, in order; 400 with all that failed when any did."""
@@ -109,17 +102,9 @@ class Identities:
     async def count_connected(self, request: Request) -> Answer:
         return answer_json({"connectedDeviceCount": await self._services.views.connected()})
 
-    async def _device(self, device: Device, etag: str) -> Answer:
-        view = await self._services.views.one(device)
-        return answer_json(device_json(view, etag), headers={"etag": f'"{etag}"'})
-
     async def _module(self, found: RegisteredModule, *, status: int = 200) -> Answer:
-        return answer_json(await self._module_json(found), status=status, headers={"etag": f'"{found.etag}"'})
-
-    async def _module_json(self, found: RegisteredModule) -> dict[str, Any]:
         owner = await self._services.queries.get(found.module.device)
-        view: View = await self._services.views.one(owner, found.module)
-        return module_json(view, found.etag)
+        return _answer(await self._services.views.one(owner, found.module, etag=found.etag), status=status)
 
     async def _import(self, entry: Any) -> None:
         given = converted(entry, Imported)
@@ -159,6 +144,12 @@ class Identities:
     async def _update_twin(self, entry: Imported, if_match: str | None) -> None:
         await self._services.view(entry.id, entry.module_id)
         await self._services.twins.update(Identity(entry.id, entry.module_id), entry.twin, if_match=if_match)
+
+
+def _answer(view: View, *, status: int = 200) -> Answer:
+    """A device or a module, with its etag in a header too."""
+    body = device_json(view) if view.module is None else module_json(view)
+    return answer_json(body, status=status, headers={"etag": f'"{view.etag}"'})
 
 
 def _etag(text: str | None) -> str:

@@ -37,10 +37,10 @@ class HubServices(NamedTuple):
         if found is None:
             raise NotFound(f"there is no device {device[:128]!r}", hint="create it first", code="device.not_found")
         if module is None:
-            return await self.views.one(found.device)
+            return await self.views.one(found.device, etag=found.etag)
         part = await self.queries.module(device, module)
         if part is None:
             raise NotFound(
                 f"device {device[:128]!r} has no module {module[:128]!r}", hint="create it", code="module.not_found"
             )
-        return await self.views.one(found.device, part.module)
+        return await self.views.one(found.device, part.module, etag=part.etag)

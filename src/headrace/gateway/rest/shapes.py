@@ -99,13 +99,13 @@ class Imported(DeviceJson, frozen=True):
         return given if self.properties is None else {**given, "properties": self.properties}
 
 
-def device_json(view: View, etag: str) -> dict[str, Any]:
+def device_json(view: View) -> dict[str, Any]:
     """A device as the registry shows it, keys included."""
     device, connection = view.device, view.connection
     found: dict[str, Any] = {
         "deviceId": device.id,
         "generationId": device.generation_id,
-        "etag": etag,
+        "etag": view.etag,
         "connectionState": "Connected" if connection.connected else "Disconnected",
         "status": device.status,
         "statusReason": device.status_reason or None,
@@ -123,7 +123,7 @@ def device_json(view: View, etag: str) -> dict[str, Any]:
     return found
 
 
-def module_json(view: View, etag: str) -> dict[str, Any]:
+def module_json(view: View) -> dict[str, Any]:
     module, connection = view.module, view.connection
     assert module is not None
     return {
@@ -131,7 +131,7 @@ def module_json(view: View, etag: str) -> dict[str, Any]:
         "moduleId": module.id,
         "managedBy": module.managed_by or None,
         "generationId": module.generation_id,
-        "etag": etag,
+        "etag": view.etag,
         "connectionState": "Connected" if connection.connected else "Disconnected",
         "connectionStateUpdatedTime": to_iso(connection.since),
         "lastActivityTime": to_iso(connection.last_activity),
