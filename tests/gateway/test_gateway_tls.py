@@ -168,10 +168,9 @@ def clock() -> Clock:
 
 
 class Talker(asyncio.Protocol):
-    """The protocol inside: keeps what it hears, and answers with `answer` if there is one."""
+    """The protocol inside: keeps what it hears."""
 
-    def __init__(self, answer: bytes = b"") -> None:
-        self.answer = answer
+    def __init__(self) -> None:
         self.heard = b""
         self.calls = 0
         self.paused = self.ended = self.lost = False
@@ -183,8 +182,6 @@ class Talker(asyncio.Protocol):
         assert data
         self.heard += data
         self.calls += 1
-        if self.answer:
-            self.transport.write(self.answer)
 
     def eof_received(self) -> None:
         self.ended = True
@@ -202,23 +199,23 @@ class Talker(asyncio.Protocol):
 class Stage:
     """A TLS server around one Talker at a time, and a context that trusts it."""
 
-    def __init__(self, folder: Path, clock: Clock, *, answer: bytes = b"", handshake_timeout_s: float = 20.0) -> None:
+    def __init__(self, folder: Path, clock: Clock, **limits: Any) -> None:
         authority = DevelopmentAuthority(folder, clock)
         self.failures: list[str] = []
         self.talkers: list[Talker] = []
         self.client = authority.client_context()
         context = server_context(*authority.server_pair())
-        tls = TlsServer(
+        self.tls = TlsServer(
             context,
-            handshake_timeout_s=handshake_timeout_s,
+            **limits,
             on_failed=lambda reason, address: self.failures.append(reason),
         )
 
         def make() -> Talker:
-            self.talkers.append(Talker(answer))
+            self.talkers.append(Talker())
             return self.talkers[-1]
 
-        self.factory: Callable[[], TlsLayer] = tls.wrap(make)
+        self.factory: Callable[[], TlsLayer] = self.tls.wrap(make)
 
     async def __aenter__(self) -> Stage:
         self.server = await asyncio.get_running_loop().create_server(self.factory, HOST, 0)
@@ -356,6 +353,58 @@ async def test_whoever_never_finishes_the_handshake_is_dropped(tmp_path: Path, c
             assert await asyncio.wait_for(reader.read(), 10) == b""
         assert stage.failures == ["handshake timeout"]
         writer.close()
+
+
+async def test_a_probe_that_only_connects_is_no_failure(tmp_path: Path, clock: Clock) -> None:
+    async with Stage(tmp_path, clock) as stage:
+        _, writer = await asyncio.open_connection(HOST, stage.port)
+        await until(lambda: stage.tls.shaking == 1)
+        writer.close()
+        await until_slow(lambda: stage.tls.shaking == 0)
+        assert stage.failures == []
+
+
+async def test_handshakes_above_the_bound_are_turned_away_and_then_no_longer(tmp_path: Path, clock: Clock) -> None:
+    async with Stage(tmp_path, clock, handshakes_max=3) as stage:
+        waiting = [await asyncio.open_connection(HOST, stage.port) for _ in range(3)]
+        await until(lambda: stage.tls.shaking == 3)
+        with pytest.raises(OSError):  # noqa: PT011 - cut in any way
+            await asyncio.open_connection(HOST, stage.port, ssl=stage.client)
+        assert stage.failures == ["too many handshakes"]
+        for _, writer in waiting:
+            writer.close()
+        await until_slow(lambda: stage.tls.shaking == 0)
+        async with stage.dial():
+            await until(lambda: len(stage.talkers) == 1)
+            assert stage.tls.shaking == 0
+
+
+async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(hub: Hub, tmp_path: Path) -> None:
+    class Once:
+        """A clock on which half a day passes once."""
+
+        slept = 0
+
+        async def sleep(self, seconds: float) -> None:
+            self.slept += 1
+            if self.slept > 1:
+                await asyncio.Event().wait()
+
+    other = DevelopmentAuthority(tmp_path / "renewed", hub.clock)
+    tls = TlsServer(server_context(*hub.authority.server_pair()))
+    earlier = tls.context
+    hub.gateway._clock, hub.gateway._authority = Once(), other  # type: ignore[assignment]
+    renewing = asyncio.create_task(hub.gateway._renew(tls, hub.authority.server_pair()))
+    await until_slow(lambda: tls.context is not earlier)
+    renewing.cancel()
+    server = await asyncio.get_running_loop().create_server(tls.wrap(Talker), HOST, 0)
+    async with RawDevice(server.sockets[0].getsockname()[1], other.client_context()) as raw:
+        await raw.send(b"trusted")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        async with RawDevice(server.sockets[0].getsockname()[1], hub.authority.client_context()):
+            pass
+    server.close()
+    await server.wait_closed()
 
 
 async def test_versions_below_1_2_are_refused(tmp_path: Path, clock: Clock) -> None:

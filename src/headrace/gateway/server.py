@@ -55,6 +55,7 @@ from headrace.gateway.writer import DocumentWriter
 from headrace.wire.iothub.sas import host_name
 
 STOP_TIMEOUT_S = 10.0
+RENEW_S = 12 * 3600.0
 
 log = structlog.get_logger()
 
@@ -122,6 +123,7 @@ class Gateway:
         self.methods = Methods(self.bus, random_bytes=random_bytes)
         refusals = Refusals(metrics, clock)
         limit = RateLimit(config.events_per_s_max, clock)
+        self._clock = clock
         self._known_ports = ports
         self._refusals = refusals
         self._authorities = TrustedAuthorities(docs, clock)
@@ -184,7 +186,9 @@ class Gateway:
                 self._spawn(self._authorities.run(), "authorities"),
                 self._spawn(self.door.egress.sweep_mail(), "mail"),
             ]
-            await self._serve(ports, TlsServer(server_context(*pair), on_failed=self._noter("tls")))
+            tls = TlsServer(server_context(*pair), on_failed=self._noter("tls"))
+            self._tasks.append(self._spawn(self._renew(tls, pair), "certificate"))
+            await self._serve(ports, tls)
             await self.bus.start()
             self._directory.on_change.append(self.door.device_changed)
             self._directory.on_module_change.append(self.door.module_changed)
@@ -271,6 +275,18 @@ class Gateway:
             speaks["https"] = around(self._https.make)
         for name, port in ports.items():
             self._servers.append(await loop.create_server(speaks[name], sock=port, backlog=BACKLOG))
+
+    async def _renew(self, tls: TlsServer, pair: tuple[bytes, bytes]) -> None:
+        """A gateway that runs for a year shows a certificate that is still good: connections from then on get the new one."""
+        while True:
+            await self._clock.sleep(RENEW_S)
+            try:
+                found = await asyncio.to_thread(self._authority.server_pair, sorted(self._names))
+            except Unavailable as exc:
+                log.warning("certificate.not_renewed", code=exc.code, error=exc.message)
+            else:
+                if found != pair:
+                    tls.context, pair = server_context(*found), found
 
     def _websocket(self) -> asyncio.Protocol:
         bytes_max = self._config.message_bytes_max + MESSAGE_OVERHEAD_BYTES

@@ -19,8 +19,10 @@ from OpenSSL import SSL
 from headrace.devices.certificates import ClientCertificate
 
 HANDSHAKE_TIMEOUT_S = 20.0
+HANDSHAKES_MAX = 8000  # under way at a time; what one core can finish within the time they have
 RECORD_BYTES = 16_384  # of plain text, at most, in one TLS record
 RECORD_OVERHEAD_BYTES = 64
+TOO_LATE = "handshake timeout"
 SPARE_BYTES = 4096  # room for a handshake flight, tickets and alerts
 
 Make = Callable[[], asyncio.Protocol]
@@ -61,11 +63,14 @@ class TlsServer:
         context: SSL.Context,
         *,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        handshakes_max: int = HANDSHAKES_MAX,
         on_failed: OnFailed = lambda reason, address: None,
     ) -> None:
         self.context = context
         self.handshake_timeout_s = handshake_timeout_s
+        self.handshakes_max = handshakes_max
         self.on_failed = on_failed
+        self.shaking = 0  # connections whose handshake is under way
 
     def wrap(self, make: Make) -> Callable[[], TlsLayer]:
         """A protocol factory for loop.create_server, around one for what speaks inside; that is made after the handshake."""
@@ -82,6 +87,7 @@ class TlsLayer(asyncio.Protocol, asyncio.Transport):
 
     __slots__ = (
         "_closing",
+        "_heard",
         "_loop",
         "_make",
         "_protocol",
@@ -106,6 +112,7 @@ class TlsLayer(asyncio.Protocol, asyncio.Transport):
         self._timer: asyncio.TimerHandle | None = None
         self._reading = True
         self._records = Records()
+        self._heard = False  # anything at all
         self._whole = 0  # records in OpenSSL's buffer that nobody has asked for
         self._closing = False
 
@@ -114,11 +121,16 @@ class TlsLayer(asyncio.Protocol, asyncio.Transport):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._raw = cast(asyncio.Transport, transport)
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(self._server.handshake_timeout_s, self._fail, "handshake timeout")
+        self._timer = self._loop.call_later(self._server.handshake_timeout_s, self._fail, TOO_LATE)
+        self._server.shaking += 1
+        if self._server.shaking > self._server.handshakes_max:
+            self._fail("too many handshakes")
+            self.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
+        self._heard = True
         self._ssl.bio_write(data)
         self._whole += self._records.count(data)
         if self._protocol is None and not self._shaken():
@@ -132,11 +144,11 @@ class TlsLayer(asyncio.Protocol, asyncio.Transport):
             self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._protocol is None:
-            self._fail("closed during the handshake")
-        self._closing = True
         if self._timer is not None:
-            self._timer.cancel()
+            if self._heard:  # a probe that only connects has not failed at anything
+                self._fail("closed during the handshake")
+            self._settled()
+        self._closing = True
         if self._protocol is not None:
             self._protocol.connection_lost(exc)
 
@@ -239,12 +251,17 @@ class TlsLayer(asyncio.Protocol, asyncio.Transport):
             self._fail(reason_of(exc))
             return False
         self._flush()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._settled()
         self._protocol = self._make()
         self._protocol.connection_made(self)
         return not self._closing
+
+    def _settled(self) -> None:
+        """The handshake is over, well or not."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._server.shaking -= 1
 
     def _deliver_held(self) -> None:
         if self._whole and self._reading and not self._closing:
@@ -292,7 +309,7 @@ class TlsLayer(asyncio.Protocol, asyncio.Transport):
         peer = self.get_extra_info("peername") or ("",)
         self._server.on_failed(reason, str(peer[0]))
         self.close()
-        if reason == "handshake timeout":
+        if reason == TOO_LATE:
             self.abort()
 
 
