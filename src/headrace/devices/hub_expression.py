@@ -8,6 +8,7 @@ costs a few calls; what a path means is the caller's (`bind`), which is how quer
 from __future__ import annotations
 
 import math
+import operator as operators
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -101,6 +102,14 @@ _TOKEN = re.compile(
     |(?P<sign><>|!=|<=|>=|[-+*/%=<>().,\[\]])""",
     re.VERBOSE | re.DOTALL,
 )
+_ALIKE = frozenset({str, int, float, bool})
+"""Types whose values compare among themselves: asked first, because it is nearly always so."""
+_ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operators.lt,
+    "<=": operators.le,
+    ">": operators.gt,
+    ">=": operators.ge,
+}
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 
@@ -339,6 +348,8 @@ def compiled(node: Node, bind: Bind) -> Value:
 
 def equal(left: Any, right: Any) -> Any:
     """True, False, or UNDEFINED where the two cannot be compared. null compares with everything that exists."""
+    if (kind := type(left)) is type(right) and kind in _ALIKE:
+        return left == right
     if left is UNDEFINED or right is UNDEFINED:
         return UNDEFINED
     if left is None or right is None:
@@ -396,19 +407,13 @@ def _compared(operator: str, left: Value, right: Value) -> Value:
 
         return differ
 
+    compares = _ORDERS[operator]
+
     def ordered(row: Any) -> Any:
         one, two = left(row), right(row)
-        if _kind(one) == "" or _kind(one) != _kind(two):
-            return UNDEFINED
-        match operator:
-            case "<":
-                return one < two
-            case "<=":
-                return one <= two
-            case ">":
-                return one > two
-            case _:
-                return one >= two
+        if ((kind := type(one)) is type(two) and kind in _ALIKE) or _kind(one) == _kind(two) != "":
+            return compares(one, two)
+        return UNDEFINED
 
     return ordered
 
