@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from headrace.core.clock import Clock, SystemClock
+from headrace.core.clock import TICKS_PER_S, SystemClock
 from headrace.core.config import BrokerConfig
 from headrace.core.identity import EventIds
 from headrace.core.observe.metrics import Metrics
 from headrace.eventlog.contract import EventLog
 from headrace.eventlog.memory import MemoryEventLog
+from headrace.gateway.broker.message import Message
 from headrace.gateway.broker.server import Broker
 from headrace.wire.mqtt import codec, packets5, properties5
 from headrace.wire.mqtt.codec import encode_length
 
 WAIT_S = 5.0
+Benches: TypeAlias = "Callable[..., Awaitable[Bench]]"
 _SEED = iter(range(1, 1 << 30))
 
 
@@ -193,40 +195,96 @@ class RawClient:
             return
 
 
+class ShiftedClock(SystemClock):
+    """The machine's clock, moved on by as much as a test says."""
+
+    def __init__(self) -> None:
+        self._ahead_s = 0.0
+
+    def now(self) -> int:
+        return super().now() + int(self._ahead_s * TICKS_PER_S)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self._ahead_s
+
+    def advance(self, seconds: float) -> None:
+        self._ahead_s += seconds
+
+
 class Bench:
     """A broker that can be stopped, killed and started again on the same folder."""
 
-    def __init__(self, folder: Path, *, clock: Clock | None = None, events: EventLog | None = None, **config: Any):
+    def __init__(
+        self, folder: Path, *, events: EventLog | None = None, more: dict[str, Any] | None = None, **config: Any
+    ):
         self.folder = folder
-        self.clock = clock or SystemClock()
+        self.clock = ShiftedClock()
         self.events = events or MemoryEventLog(self.clock)
         self.config = BrokerConfig(**{"port": 0, "system_interval_s": 0.0, **config})
-        self.more: dict[str, Any] = {}
+        self.more = more or {}
         self.port = -1
         self.clients: list[RawClient] = []
 
-    async def start(self) -> int:
+    def build(self) -> Broker:
+        self.metrics = Metrics()
         seed = next(_SEED)
-        self.broker = Broker(
+        return Broker(
             self.config,
             events=self.events,
             folder=self.folder,
             clock=self.clock,
             rng=random.Random(seed),
-            metrics=Metrics(),
+            metrics=self.metrics,
             ids=EventIds(str(seed).encode()),
             entropy=b"entropy of this test, long enough",
             base=self.folder,
             **self.more,
         )
+
+    async def start(self) -> int:
+        self.broker = self.build()
         self.port = await self.broker.start()
         return self.port
+
+    @staticmethod
+    def message(topic: str, payload: bytes) -> Message:
+        return Message(topic.encode(), payload)
 
     async def stop(self) -> None:
         for client in self.clients:
             await client.leave(properly=False)
         self.clients.clear()
         await self.broker.stop()
+
+    async def kill(self) -> None:
+        """End it as a crash would: nothing is written, told or waited for any more."""
+        broker, hall = self.broker, self.broker.hall
+        for server in broker._servers:
+            server.close()
+        for task in broker._tasks:
+            task.cancel()
+        await asyncio.gather(*broker._tasks, return_exceptions=True)
+        for link in list(hall.links):
+            link.session = None
+            link.abort()
+        broker._store.close()
+        for client in self.clients:
+            await client.leave(properly=False)
+        self.clients.clear()
+
+    async def settle(self) -> None:
+        """Wait until all that changed so far is on disk."""
+        written = asyncio.Event()
+        self.broker.hall.store.when_durable(written.set)
+        async with asyncio.timeout(WAIT_S):
+            await written.wait()
+
+    async def gone(self, client_id: str) -> None:
+        """Wait until the broker has noticed that a client left."""
+        async with asyncio.timeout(WAIT_S):
+            sessions = self.broker.hall.exchange.sessions
+            while (found := sessions.get(client_id)) and found.link is not None:  # noqa: ASYNC110 - nobody tells us
+                await asyncio.sleep(0)
 
     async def client(self, client_id: str = "c", **asked: Any) -> RawClient:
         client = await RawClient.connected(self.port, client_id, **asked)

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 LINGER_S = 2.0
 """How long a connection that was told to go may take to read why."""
+OVER_LIMIT_MAX = 500
+"""Connections above the limit that are kept long enough to be told so."""
 KNOWN_MAX = 10_000
 ANSWERS_MAX = 256
 """Reads whose answers may wait for the disk; then the client is not read from for a while."""
@@ -132,7 +134,7 @@ class BrokerLink(asyncio.Protocol):
         self.address = str(peer[0])
         self._last_seen = self._hall.clock.monotonic()
         self._hall.links.add(self)
-        if len(self._hall.links) > 2 * self._hall.config.connections_max:
+        if len(self._hall.links) > self._hall.config.connections_max + OVER_LIMIT_MAX:
             self.close("connections_max")
 
     def data_received(self, data: bytes) -> None:
@@ -386,14 +388,18 @@ class BrokerLink(asyncio.Protocol):
         user = await self._hall.admission.verify(connect)
         if self._closing_at is not None:
             return
-        deferred, self._deferred = self._deferred, []
         if isinstance(user, int):
             self._turn_away(user)
-            return
-        self._enter(connect, user)
-        self.go_on("connect")
-        if self._closing_at is None:
-            self._act(deferred)
+        else:
+            self._enter(connect, user)
+
+    def _act_on_deferred(self) -> None:
+        """What came behind a CONNECT that could not be answered at once."""
+        if "connect" in self._holds:
+            deferred, self._deferred = self._deferred, []
+            self.go_on("connect")
+            if self._closing_at is None:
+                self._act(deferred)
 
     def _turn_away(self, reason: int) -> None:
         code = reason if self.version >= V5 else CONNACK_3.get(reason, 0)
@@ -414,6 +420,8 @@ class BrokerLink(asyncio.Protocol):
         self._tells_problems = asked.get(properties5.REQUEST_PROBLEM, 1) == 1
         self._aliases_max = asked.get(properties5.TOPIC_ALIAS_MAXIMUM, 0)
         self.window = min(asked.get(properties5.RECEIVE_MAXIMUM, 0xFFFF), config.inflight_max)
+        earlier = self._hall.exchange.sessions.get(self.client_id)
+        forgets = connect.clean_start and earlier is not None and earlier.durable
         begun = self._hall.enter(self, connect, user)
         if isinstance(begun, int):
             self._turn_away(begun)
@@ -431,10 +439,21 @@ class BrokerLink(asyncio.Protocol):
                 keep_alive_s = told[properties5.SERVER_KEEP_ALIVE] = config.keep_alive_max_s
             told |= self._hall.told
         self._keep_alive_s = 1.5 * keep_alive_s
+        self.session.link = self
         connack = packets5.encode_connack(self.version, 0, session_present=present, properties=told)
-        self._first_out.append(connack)
-        self._mark()
-        self.session.resume(self)
+        if forgets:  # a crash must not bring back what this client was told is gone
+            self.hold("connect")
+            self._hall.store.when_durable(lambda: self._welcome(connack))
+        else:
+            self._welcome(connack)
+
+    def _welcome(self, connack: bytes) -> None:
+        session = self.session
+        if session is not None:
+            self._first_out.append(connack)
+            self._mark()
+            session.resume(self)
+            self._act_on_deferred()
 
     # subscriptions
 
