@@ -41,7 +41,8 @@ BODIES = [
     b'{"a":1,"a":2}', b'{"a":1,"a":null}', b'{"a":1e400,"a":2}', b'{"a":18446744073709551616,"a":2}', b'{"A":1}',
     b'{"A":1,"a":2}', b'{"a":1,"A":2}', b'{"A":null}', b'{"a":null,"A":2}', b'{"A":1,"A":2}', b'{"\\u0061":5}', b'{"\\q":5}',
     b'{"\xc3\xa9":1}', b'{"\xff":1,"a":2}', b'{"A":[1,{"b":2}]}', b'{"A":1e400}', b'{"B":1,"b":2,"A":3}', b'{"":1,"a":2}',
-    b'{"a":1\n,"b":2}', b'{"a":"line\nbreak"}', b'{"A":1e400,"A":7}', b'{"a":{"x":1e400}}',
+    b'{"a":1\n,"b":2}', b'{"a":"line\nbreak"}', b'{"A":1e400,"A":7}', b'{"a":{"x":1e400}}', b'{"partitionid":null}',
+    b'{"PARTITIONID":null,"partitionid":7}', b'{"partitionid":7,"a":1}', b'{"PartitionId":null}',
 ]  # fmt: skip
 NAMES = [["a"], ["a", "b"], ["A", "a"], ["b", "A"], ["é", "a"], ["", "a"], ["\u212a", "k"], ["PartitionId", "a"], []]
 
