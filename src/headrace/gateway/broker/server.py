@@ -245,6 +245,7 @@ class Broker:
         """
         context = _tls(self._config, self._base) if self._config.tls_port >= 0 else None
         self._exchange.restore(await asyncio.to_thread(self._store.load))
+        await asyncio.to_thread(self.ingest.warm)
         loop = asyncio.get_running_loop()
         opened: list[socket.socket] = []
         try:
