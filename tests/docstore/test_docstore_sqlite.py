@@ -141,3 +141,23 @@ async def test_a_write_that_breaks_harms_no_other_of_its_round(tmp_path: Path) -
     assert found is not None
     assert found.body == {"n": 9}
     await store.close()
+
+
+async def test_a_collection_of_newest_changes_keeps_one_for_each_document(tmp_path: Path) -> None:
+    store = SqliteDocStore(tmp_path / "docs.sqlite", ManualClock(), newest_only=("twins",))
+    for n in range(5):
+        await store.put("twins", "a", {"n": n})
+        await store.put("twins", "b", {"n": n})
+    await store.delete("twins", "b")
+    changes = await store.changes("twins", 0)
+    assert [(change.id, change.body) for change in changes] == [("a", {"n": 4}), ("b", None)]
+    await store.close()
+
+
+async def test_a_collection_without_a_feed_leaves_nothing_of_a_deleted_document_but_new_etags(tmp_path: Path) -> None:
+    store = SqliteDocStore(tmp_path / "docs.sqlite", ManualClock(), unfed=("mail",))
+    first = await store.put("mail", "a", {"n": 1})
+    await store.delete("mail", "a")
+    assert list(await store.changes("mail", 0)) == []
+    assert (await store.put("mail", "a", {"n": 1})).etag != first.etag
+    await store.close()

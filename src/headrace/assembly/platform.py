@@ -80,9 +80,16 @@ class Platform:
 
     @cached_property
     def docs(self) -> SqliteDocStore:
+        from headrace.devices import mailbox, twins
         from headrace.docstore.sqlite import SqliteDocStore
+        from headrace.gateway import presence, sessions
 
-        made = SqliteDocStore(self.project.state_folder("documents") / "documents.db", self.clock)
+        made = SqliteDocStore(
+            self.project.state_folder("documents") / "documents.db",
+            self.clock,
+            newest_only=(twins.COLLECTION, presence.COLLECTION, sessions.COLLECTION),
+            unfed=(mailbox.COLLECTION, mailbox.FEEDBACK),
+        )
         self._closers.append(made.close)
         return made
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from headrace.core.clock import TICKS_PER_S, Clock
 from headrace.core.errors import UserError
@@ -33,16 +33,27 @@ _LAST = "\U0010ffff"
 class SqliteDocStore:
     """A DocStore in the file `path` (made when absent).
 
-    The newest change of each document, a deletion too, stays in the feed for ever; older ones for `changes_kept_s`.
+    The newest change of each document, a deletion too, stays in the feed for ever; older ones for `changes_kept_s`, or not at
+    all in collections of `newest_only`, whose documents change often. Collections of `unfed` have no feed: nothing is left of
+    a document that is deleted.
     Calls run in two threads of the store's own, one for writes and one for reads, so readers never wait for a writer. Writes
     that come while another is being made durable share the next commit, each with its own precondition.
     Every call may raise Unavailable (disk full, file locked for 30 s).
     """
 
-    def __init__(self, path: Path, clock: Clock, *, changes_kept_s: float = CHANGES_KEPT_S) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        changes_kept_s: float = CHANGES_KEPT_S,
+        newest_only: Collection[str] = (),
+        unfed: Collection[str] = (),
+    ) -> None:
         self._path = Path(path)
         self._clock = clock
         self._kept = int(changes_kept_s * TICKS_PER_S)
+        self._feed = _Feed(frozenset(newest_only) | frozenset(unfed), frozenset(unfed))
         self._write = open_shared(self._path, synchronous="FULL")
         self._read = open_shared(self._path, synchronous="FULL")
         self._writer = Gathered("docstore-write", self._write_round)
@@ -73,7 +84,7 @@ class SqliteDocStore:
 
         def run(connection: sqlite3.Connection) -> str:
             check_match(collection, id, _etag(connection, collection, id, now), if_match)
-            return _store(connection, collection, [(id, text)], now, expires)
+            return _store(connection, self._feed, collection, [(id, text)], now, expires)
 
         return Document(id, await self._commit(run), decode(text), now, expires)
 
@@ -87,7 +98,7 @@ class SqliteDocStore:
             if if_match is not None:
                 for id, _ in texts:
                     check_match(collection, id, _etag(connection, collection, id, now), if_match)
-            _store(connection, collection, texts, now, None)
+            _store(connection, self._feed, collection, texts, now, None)
 
         if texts:
             await self._commit(run)
@@ -100,7 +111,7 @@ class SqliteDocStore:
             check_match(collection, id, etag, if_match)
             if etag is None:
                 return False
-            _remove(connection, [(collection, id, etag)], now)
+            _remove(connection, self._feed, [(collection, id, etag)], now)
             return True
 
         return await self._commit(run)
@@ -154,7 +165,7 @@ class SqliteDocStore:
         def run(connection: sqlite3.Connection) -> int:
             sql = "SELECT collection, id, etag FROM documents WHERE expires <= ?"
             gone = connection.execute(sql, (now,)).fetchall()
-            _remove(connection, gone, now)
+            _remove(connection, self._feed, gone, now)
             connection.execute(
                 "DELETE FROM changes WHERE made < ? AND EXISTS (SELECT 1 FROM changes newer WHERE"
                 " newer.collection = changes.collection AND newer.id = changes.id AND newer.sequence > changes.sequence)",
@@ -257,10 +268,29 @@ def _next_sequence(connection: sqlite3.Connection) -> int:
     return 1 if row is None else int(row[0]) + 1
 
 
+class _Feed(NamedTuple):
+    """Which collections keep only the newest change of a document, and which of these nothing of a deleted one."""
+
+    newest_only: frozenset[str]
+    unfed: frozenset[str]
+
+    def forget(self, connection: sqlite3.Connection, collection: str, ids: Iterable[str]) -> None:
+        """Drop the changes so far of documents that are about to change."""
+        if collection in self.newest_only:
+            sql = "DELETE FROM changes WHERE collection = ? AND id = ?"
+            connection.executemany(sql, ((collection, id) for id in ids))
+
+
 def _store(
-    connection: sqlite3.Connection, collection: str, texts: Sequence[tuple[str, str]], now: int, expires: int | None
+    connection: sqlite3.Connection,
+    feed: _Feed,
+    collection: str,
+    texts: Sequence[tuple[str, str]],
+    now: int,
+    expires: int | None,
 ) -> str:
     """Write bodies and their changes; returns the last etag (a sequence number in hexadecimal)."""
+    feed.forget(connection, collection, (id for id, _ in texts))
     first = _next_sequence(connection)
     numbered = [(first + index, id, text) for index, (id, text) in enumerate(texts)]
     connection.executemany(
@@ -274,10 +304,12 @@ def _store(
     return f"{numbered[-1][0]:x}"
 
 
-def _remove(connection: sqlite3.Connection, keys: Sequence[tuple[str, str, str]], now: int) -> None:
+def _remove(connection: sqlite3.Connection, feed: _Feed, keys: Sequence[tuple[str, str, str]], now: int) -> None:
     """Delete (collection, id, etag) and say so in the feed; the change carries the etag that is gone."""
     connection.executemany("DELETE FROM documents WHERE collection = ? AND id = ?", (key[:2] for key in keys))
+    for collection, id, _ in keys:
+        feed.forget(connection, collection, (id,))
     connection.executemany(
         "INSERT INTO changes (collection, id, etag, body, made) VALUES (?, ?, ?, NULL, ?)",
-        ((*key, now) for key in keys),
+        ((*key, now) for key in keys if key[0] not in feed.unfed),
     )

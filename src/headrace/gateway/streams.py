@@ -14,6 +14,8 @@ STREAM = "telemetry"
 SET_ASIDE = "set_aside"
 PLATFORM_STREAMS = frozenset({SET_ASIDE, "alerts"})
 """What the platform itself writes; devices never do."""
+HUB_STREAMS = frozenset({"twin_changes", "device_lifecycle", "device_connection"})
+"""What the hub tells of its devices; devices never write it, and it is made when somebody routes to it."""
 NOT_ALLOWED = "stream_not_allowed"
 
 
@@ -22,7 +24,7 @@ class DeviceStreams:
 
     def __init__(self, open_to_devices: Iterable[str] = ()) -> None:
         self.names: Collection[str] = frozenset({STREAM, *open_to_devices})
-        for name in sorted(PLATFORM_STREAMS.intersection(self.names)):
+        for name in sorted((PLATFORM_STREAMS | HUB_STREAMS).intersection(self.names)):
             raise UserError(
                 f"devices cannot send to {name!r}: Headrace writes it",
                 hint=f"leave `devices = true` out of [streams.{name}]",
