@@ -27,6 +27,44 @@ def stable_order(codes: Ints, groups: int) -> Ints:
     return order
 
 
+def sorted_pairs(first: Ints, second: Ints) -> tuple[Ints, Ints]:
+    """The distinct pairs, sorted; `first` is not negative."""
+    if not len(first):
+        return first, second
+    least, length = _extent(first, second)
+    if not length:
+        found = np.unique(np.stack([first, second]), axis=1)
+        return found[0], found[1]
+    both = np.sort(first * length + (second - least))
+    both = both[np.concatenate([[True], both[1:] != both[:-1]])]
+    left = both // length
+    return left, both - left * length + least
+
+
+def pair_order(first: Ints, second: Ints) -> Ints:
+    """The order of distinct pairs; `second` is not negative."""
+    if not len(first):
+        return np.arange(0)
+    least, length = _extent(second, first)
+    if not length:
+        return np.lexsort((second, first))
+    return np.argsort((first - least) * (int(second.max()) + 1) + second)
+
+
+def _extent(small: Ints, wide: Ints) -> tuple[int, int]:
+    """The least of `wide` and the length of its range, if both numbers fit into one together; else length 0."""
+    least = int(wide.min())
+    length = int(wide.max()) - least + 1
+    return least, length if length * (int(small.max()) + 1) < 1 << 62 else 0
+
+
+def numbered(ids: Ints, room: int) -> tuple[Ints, Ints]:
+    """Numbers for ids below `room`, in ascending order: one per element, and the distinct ids behind the numbers."""
+    present = np.zeros(room, np.bool_)
+    present[ids] = True
+    return (np.cumsum(present) - 1)[ids], np.flatnonzero(present)
+
+
 def expand(low: Ints, high: Ints) -> tuple[Ints, Ints]:
     """For spans [low, high): the number of the span and the position, element by element."""
     lengths = high - low

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.sql import values
-from headrace.sql.arrays import enlarged
+from headrace.sql.arrays import enlarged, numbered
 from headrace.sql.key_ids import KeyIds
 from headrace.sql.state import pack, unpack
 from headrace.sql.values import Column, Ints
@@ -77,7 +77,7 @@ class Held:
     def _drop(self, ids: Ints) -> None:
         self._rows -= len(ids)
         np.subtract.at(self.live, ids, 1)
-        touched = np.unique(ids)
+        _, touched = numbered(ids, len(self.live))
         self.ids.forget(touched[self.live[touched] == 0])
 
     # -- state

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.core.flow import MIN_WATERMARK, Watermark
-from headrace.sql.arrays import stable_order
+from headrace.sql.arrays import numbered, pair_order, sorted_pairs, stable_order
 from headrace.sql.keys import Key
 from headrace.sql.operators.grouped import Closed, Make
 from headrace.sql.operators.held import Held, Some
@@ -55,38 +55,33 @@ class Sliding:
         before = max(self.emitted, MIN_WATERMARK + self.size) - self.size  # an event at or before has left already
         come = slice(*np.searchsorted(held.times, [self.emitted, mark], side="right"))
         go = slice(*np.searchsorted(held.times, [before, mark - self.size], side="right"))
-        ids = np.concatenate([held.ids[come], held.ids[go]])
-        ends = np.concatenate([held.times[come], held.times[go] + self.size])
+        room = self.held.ids.room
+        ids, ends = sorted_pairs(
+            np.concatenate([held.ids[come], held.ids[go]]),
+            np.concatenate([held.times[come], held.times[go] + self.size]),
+        )
         if not len(ids):
             return None
-        seen = int(np.searchsorted(held.times, mark, side="right"))
-        members = np.arange(go.start, seen)
+        members = np.arange(go.start, come.stop)
         if 4 * len(ids) < len(members):  # few groups change: leave the others out
-            wanted = np.zeros(self.held.ids.room, np.bool_)
+            wanted = np.zeros(room, np.bool_)
             wanted[ids] = True
             members = members[wanted[held.ids[members]]]
-        room = self.held.ids.room
         members = members[stable_order(held.ids[members], room)]
         member_ids, member_times = held.ids[members], held.times[members]
-        sorting = np.argsort(ends, kind="stable")
-        sorting = sorting[stable_order(ids[sorting], room)]
-        ids, ends = ids[sorting], ends[sorting]
-        fresh = np.concatenate([[True], (ids[1:] != ids[:-1]) | (ends[1:] != ends[:-1])])
-        ids, ends = ids[fresh], ends[fresh]
         high = count_upto(member_ids, member_times, ids, ends)
         low = count_upto(member_ids, member_times, ids, ends - self.size)
         some = np.flatnonzero(high > low)
         if not len(some):
             return None
         # By end; at one instant the group whose oldest event came first.
-        some = some[np.argsort(members[low[some]])]
-        some = some[np.argsort(ends[some], kind="stable")]
+        some = some[pair_order(ends[some], members[low[some]])]
         args, columns = [], iter(held.columns)
         for count in self.shape:
             args.append([next(columns) for _ in range(count)])
         results = aggregate_spans(self.make, args, members, low[some], high[some])
-        groups, codes = np.unique(ids[some], return_inverse=True)
-        return Closed(ends[some], self.held.ids.keys(groups), results, codes.reshape(-1))
+        codes, groups = numbered(ids[some], room)
+        return Closed(ends[some], self.held.ids.keys(groups), results, codes)
 
     def rows(self) -> int:
         return len(self.held)
