@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pyarrow as pa
 import yaml
 
@@ -93,8 +95,9 @@ class Case:
 
     def start(self, plan: Plan) -> Run:
         tables = {name: reference_table(name, spec) for name, spec in (self.keys.get("reference") or {}).items()}
-        policies = {"late_arrival_s": -1, "out_of_order_s": 0, "action": "adjust", **(self.keys.get("policies") or {})}
-        return Run(plan, references=tables, policies=Policies(**policies), on_error=self.keys.get("on_error", "stop"))
+        return Run(
+            plan, references=tables, policies=policies_of(self.keys), on_error=self.keys.get("on_error") or "stop"
+        )
 
 
 # -- reading
@@ -133,7 +136,49 @@ def from_keys(keys: Any, path: Path) -> Case:
         raise CaseError(f"{wrong[0]} must be a mapping", hint="as in inputs: {sensors: {rows: [...]}}")
     if ("expect" in keys) == ("expect_error" in keys):
         raise CaseError("a case has either expect or expect_error", hint="expect: {output: []} means no rows")
+    _check_values(keys)
     return Case(keys, str(keys.get("name") or path.stem), _query(keys, path), _events(keys.get("inputs") or {}))
+
+
+_CHOICES = {"compare": ("all", "subset"), "on_error": ("stop", "set_aside")}
+
+
+def _check_values(keys: Mapping[str, Any]) -> None:
+    """Every key that a verdict depends on has a value that means something."""
+    for key, known in _CHOICES.items():
+        if keys.get(key) is not None and keys[key] not in known:
+            raise CaseError(f"{key} cannot be {keys[key]!r}", hint="known: " + ", ".join(known))
+    for key in ("ordered", "unordered_arrays"):
+        if not isinstance(keys.get(key, False), bool):
+            raise CaseError(f"{key} must be true or false, not {keys[key]!r}", hint="leave it out for false")
+    tolerance = keys.get("tolerance", 1e-9)
+    try:
+        fits = 0 <= float(tolerance) < math.inf  # YAML reads 1e-6, without a point, as text
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise CaseError(f"tolerance must be a number from 0 on, not {tolerance!r}", hint="leave it out for 1e-9")
+    for name, rows in (keys.get("expect") or {}).items():
+        if rows is not None and not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+            raise CaseError(f"expect of output {name} must be a list of rows", hint="[] means no rows")
+    try:
+        re.compile(str(keys.get("expect_error", "")))
+    except re.error as exc:
+        raise CaseError(f"expect_error is no regular expression: {exc}", hint="put a backslash before ( and [") from exc
+    policies_of(keys)
+
+
+def policies_of(keys: Mapping[str, Any]) -> Policies:
+    """The event ordering settings of a case. Raises CaseError."""
+    try:
+        return msgspec.convert({"late_arrival_s": -1, **(keys.get("policies") or {})}, _StrictPolicies)
+    except msgspec.ValidationError as exc:
+        known = "late_arrival_s, out_of_order_s, action: adjust or drop"
+        raise CaseError(f"policies: {exc}", hint=f"known: {known}") from exc
+
+
+class _StrictPolicies(Policies, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Policies as a case writes them: a misspelled one is an error."""
 
 
 def _not_mapping(value: Any) -> bool:
@@ -175,6 +220,8 @@ def _rows(what: str, spec: Any) -> list[Record]:
     for index, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not all(isinstance(key, str) for key in row):
             raise CaseError(f"row {index} of {what} is no event", hint="a mapping; quote keys like 'on' and '1'")
+        if not isinstance(row.get("_meta") or {}, dict):
+            raise CaseError(f"_meta of row {index} of {what} is no record", hint="_meta: {EventId: e-1}")
     return rows
 
 
