@@ -62,6 +62,8 @@ async def _until(stop: asyncio.Event, *work: Awaitable[None]) -> None:
 async def _gateway(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
     from headrace.core.identity import EventIds
     from headrace.devices.queries import DeviceDirectory
+    from headrace.gateway.bus import Bus
+    from headrace.gateway.presence import WORKER
     from headrace.gateway.server import Gateway
 
     await platform.policies.ensure()
@@ -77,6 +79,8 @@ async def _gateway(platform: Platform, ready: Ready, stop: asyncio.Event) -> Non
         metrics=platform.metrics,
         ids=EventIds(os.urandom(16)),
         streams=device_streams(platform.settings),
+        random_bytes=os.urandom,
+        bus=Bus(platform.project.state_folder("run"), WORKER),
     )
     listening = await gateway.start()
     try:

@@ -189,7 +189,7 @@ class Gateway:
             tls = TlsServer(server_context(*pair), on_failed=self._noter("tls"))
             self._tasks.append(self._spawn(self._renew(tls, pair), "certificate"))
             await self._serve(ports, tls)
-            await self.bus.start()
+            await self._join()
             self._directory.on_change.append(self.door.device_changed)
             self._directory.on_module_change.append(self.door.module_changed)
         except BaseException:
@@ -242,6 +242,15 @@ class Gateway:
     def health(self) -> str:
         """What is wrong, for Health.register; empty when nothing is."""
         return self._failure or self.ingress.trouble
+
+    async def _join(self) -> None:
+        """Listen to the project's other processes. One worker can do without them."""
+        try:
+            await self.bus.start()
+        except Unavailable as exc:
+            if self._sessions.shared:
+                raise
+            log.warning("gateway.alone", error=exc.message)
 
     def _open_ports(self) -> dict[str, socket.socket]:
         config, known = self._config, self._known_ports
