@@ -98,7 +98,7 @@ BAD_CONNECT = {
     "level 6": (connect(level=6), UNSUPPORTED_VERSION, b"\x20\x02\x00\x01"),
     "no CONNECT": (packet(0xC0, b""), PROTOCOL_ERROR, b""),
     "AUTH before CONNECT": (packet(0xF0, b""), PROTOCOL_ERROR, b""),
-    "password without user name in 3.1.1": (connect(0x42, level=4, rest=field(b"c") + field(b"p")), MALFORMED, None),
+    "password without user name in 3.1.1": (connect(0x42, level=4, rest=field(b"c") + field(b"p")), MALFORMED, b""),
 }  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_a_wrong_connect_is_refused_with_its_reason(what: str) -> None:
     if reply is not None:
         assert found.reply == reply
     else:
-        assert found.reply in (packets5.encode_connack(5, reason), b"\x20\x02\x00\x01")
+        assert found.reply == packets5.encode_connack(5, reason)
 
 
 PUB = field(b"t") + b"\0\1"
@@ -135,7 +135,7 @@ BAD_PACKETS = {
     "PUBLISH that ends in its packet id": (packet(0x34, field(b"t") + b"\0"), MALFORMED),
     "PUBLISH without anything": (packet(0x30, b""), MALFORMED),
     "SUBSCRIBE with flags 0": (packet(0x80, b"\0\1\0" + field(b"t") + b"\0"), MALFORMED),
-    "SUBSCRIBE with packet id 0": (packet(0x82, b"\0\0\0" + field(b"t") + b"\0"), PROTOCOL_ERROR),
+    "SUBSCRIBE with packet id 0": (packet(0x82, b"\0\0\0" + field(b"t") + b"\0"), MALFORMED),
     "SUBSCRIBE without a filter": (packet(0x82, b"\0\1\0"), PROTOCOL_ERROR),
     "SUBSCRIBE to an empty filter": (packet(0x82, b"\0\1\0" + field(b"") + b"\0"), MALFORMED),
     "SUBSCRIBE without options": (packet(0x82, b"\0\1\0" + field(b"t")), MALFORMED),
@@ -158,10 +158,10 @@ BAD_PACKETS = {
     "SUBSCRIBE to $share/g/": (packet(0x82, b"\0\1\0" + field(b"$share/g/") + b"\0"), MALFORMED),
     "UNSUBSCRIBE with flags 0": (packet(0xA0, b"\0\1\0" + field(b"t")), MALFORMED),
     "UNSUBSCRIBE without a filter": (packet(0xA2, b"\0\1\0"), PROTOCOL_ERROR),
-    "UNSUBSCRIBE with packet id 0": (packet(0xA2, b"\0\0\0" + field(b"t")), PROTOCOL_ERROR),
+    "UNSUBSCRIBE with packet id 0": (packet(0xA2, b"\0\0\0" + field(b"t")), MALFORMED),
     "PUBACK with flags": (packet(0x41, b"\0\1"), MALFORMED),
     "PUBACK of one byte": (packet(0x40, b"\0"), MALFORMED),
-    "PUBACK with packet id 0": (packet(0x40, b"\0\0"), PROTOCOL_ERROR),
+    "PUBACK with packet id 0": (packet(0x40, b"\0\0"), MALFORMED),
     "PUBACK with another packet's reason": (packet(0x40, b"\0\1\x92"), PROTOCOL_ERROR),
     "PUBACK with two reason strings": (packet(0x40, b"\0\1\0" + listed(b"\x1f\0\1x" * 2)), PROTOCOL_ERROR),
     "PUBREL with flags 0": (packet(0x60, b"\0\1"), MALFORMED),

@@ -7,87 +7,41 @@ What a turn of the event loop produces for a client goes out in one write, answe
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from headrace.core.errors import DataError
-from headrace.gateway.broker.ingest import Extra, Piece
+from headrace.gateway.broker.answers import Answer, Answers
+from headrace.gateway.broker.inbox import Inbox
 from headrace.gateway.broker.message import Delivery, Message
-from headrace.gateway.broker.router import Plan
-from headrace.gateway.broker.session import Held, Session
-from headrace.gateway.broker.templates import Target, properties_text
+from headrace.gateway.broker.session import Session
 from headrace.gateway.broker.users import Rights
 from headrace.wire.mqtt import codec, packets5, properties5
-from headrace.wire.mqtt.codec import Frame
 from headrace.wire.mqtt.machine import Broken, BrokerMachine, Frames, Item, Ping
-from headrace.wire.mqtt.packets5 import (
-    PUBACK,
-    PUBCOMP,
-    PUBREC,
-    PUBREL,
-    V5,
-    Ack,
-    Connect,
-    Disconnect,
-    Subscribe,
-    Unsubscribe,
-    encode_ack,
-)
+from headrace.wire.mqtt.packets5 import PUBREL, V5, Ack, Connect, Disconnect, Subscribe, Unsubscribe, encode_ack
 from headrace.wire.mqtt.reasons import (
     CONNACK_3,
     DISCONNECT_WITH_WILL,
     ERROR,
     KEEP_ALIVE_TIMEOUT,
     NAMES,
-    NO_MATCHING_SUBSCRIBERS,
     NOT_AUTHORISED,
-    PACKET_ID_NOT_FOUND,
     PROTOCOL_ERROR,
-    QUOTA_EXCEEDED,
-    RECEIVE_MAXIMUM_EXCEEDED,
     SUCCESS,
-    TOPIC_ALIAS_INVALID,
     PacketRefused,
-    malformed,
     protocol_error,
 )
-from headrace.wire.mqtt.topics import check_name
 
 if TYPE_CHECKING:
-    from headrace.gateway.broker.server import Hall
+    from headrace.gateway.broker.hall import Hall
 
 CONNECT_TIMEOUT_S = 10.0
 LINGER_S = 2.0
 """How long a connection that was told to go may take to read why."""
 OVER_LIMIT_MAX = 500
 """Connections above the limit that are kept long enough to be told so."""
-KNOWN_MAX = 10_000
-ANSWERS_MAX = 256
-"""Reads whose answers may wait for the disk; then the client is not read from for a while."""
 WRITE_HIGH_BYTES = 1 << 20
 BACKLOG_BYTES_MAX = 8 << 20
 """QoS 0 messages beyond this are dropped: the client does not read them as fast as they come."""
-
-
-class Route(NamedTuple):
-    """What this client's messages of one topic lead to."""
-
-    plan: Plan[Session]
-    target: Target | None
-    only_event: bool  # nobody but the event log wants it
-
-
-class Answer:
-    """Bytes that wait for `waits` promises. `frees` messages then no longer count against the receive maximum."""
-
-    __slots__ = ("data", "frees", "then", "waits")
-
-    def __init__(self) -> None:
-        self.data: bytes = b""
-        self.frees = 0
-        self.waits = 0
-        self.then: Callable[[], None] | None = None
 
 
 class BrokerLink(asyncio.Protocol):
@@ -109,12 +63,8 @@ class BrokerLink(asyncio.Protocol):
         self._closing_at: float | None = None
         self._holds: set[str] = set()
         self._packet_max = 0
-        self._tells_problems = True
-        self._answers: deque[Answer] = deque()
-        self._unanswered = 0
-        self._known: dict[bytes, Route] = {}
-        self._known_version = -1
-        self._aliases: dict[int, bytes] = {}  # that the client set
+        self._answers = Answers(hall.store, write=self._reply, hold=self.hold, go_on=self.go_on)
+        self._inbox: Inbox | None = None
         self._aliases_max = 0  # that the client allows
         self._aliased: dict[bytes, int] = {}  # that we set
         self._alias_for: bytes = b""  # the topic whose alias is in the packet being made, where it is a new one
@@ -163,6 +113,7 @@ class BrokerLink(asyncio.Protocol):
         self.reason = self.reason or ("connection_lost" if exc else "closed_by_client")
         self._closing_at = self._closing_at if self._closing_at is not None else self._hall.clock.monotonic()
         self._transport = None
+        self._answers.close()
         self._machine.close()
         self._hall.links.discard(self)
         self.leave()
@@ -216,6 +167,10 @@ class BrokerLink(asyncio.Protocol):
         self._mark()
 
     # the hall calls these
+
+    @property
+    def closing(self) -> bool:
+        return self._closing_at is not None
 
     def flush(self) -> None:
         """Write what this turn of the event loop has gathered."""
@@ -273,6 +228,7 @@ class BrokerLink(asyncio.Protocol):
         if self._closing_at is not None:
             return
         self._closing_at = self._hall.clock.monotonic()
+        self._answers.close()
         self.reason = reason
         self._machine.close()
         self._hall.note(self, reason)
@@ -307,12 +263,12 @@ class BrokerLink(asyncio.Protocol):
     def _act(self, items: list[Item]) -> None:
         for index, item in enumerate(items):
             if type(item) is Frames:
-                self._publish(item)
+                assert self._inbox is not None  # the machine lets no PUBLISH through before its CONNECT
+                self._inbox.publish(item)
             elif type(item) is Ack:
                 self._acknowledged(item)
             elif type(item) is Ping:
-                self._first_out.append(codec.PING_RESPONSE)
-                self._mark()
+                self._reply(codec.PING_RESPONSE)
             elif type(item) is Subscribe:
                 self._subscribe(item)
             elif type(item) is Unsubscribe:
@@ -335,7 +291,7 @@ class BrokerLink(asyncio.Protocol):
         self._hall.refused(self, broken.reason, broken.error.message)
         self.close(NAMES.get(broken.reason, "broken"))
 
-    def _fail(self, error: DataError) -> None:
+    def fail(self, error: DataError) -> None:
         reason = error.reason if isinstance(error, PacketRefused) else PROTOCOL_ERROR
         self._hall.refused(self, reason, error.message)
         self.disconnect(reason)
@@ -345,13 +301,14 @@ class BrokerLink(asyncio.Protocol):
         expiry_s = left.properties.get(properties5.SESSION_EXPIRY)
         if expiry_s is not None and session is not None:
             if expiry_s and not session.durable:
-                self._fail(protocol_error("DISCONNECT: a session expiry where CONNECT had none"))
+                self.fail(protocol_error("DISCONNECT: a session expiry where CONNECT had none"))
                 return
             self._hall.exchange.set_expiry(session, expiry_s)
             if not session.durable:
                 self._hall.store.drop_session(session.client_id)
         self._will_stays = left.reason == DISCONNECT_WITH_WILL or left.reason >= ERROR
         self._closing_at = self._hall.clock.monotonic()
+        self._answers.close()
         self.reason = "disconnected"
         self.flush()
         self.leave()
@@ -416,8 +373,7 @@ class BrokerLink(asyncio.Protocol):
         if connect.will is not None and not self._hall.may_publish(self.rights, connect.will.topic):
             self._turn_away(NOT_AUTHORISED)
             return
-        self._packet_max = asked.get(properties5.MAXIMUM_PACKET_SIZE, 0)
-        self._tells_problems = asked.get(properties5.REQUEST_PROBLEM, 1) == 1
+        packet_max = self._packet_max = asked.get(properties5.MAXIMUM_PACKET_SIZE, 0)
         self._aliases_max = asked.get(properties5.TOPIC_ALIAS_MAXIMUM, 0)
         self.window = min(asked.get(properties5.RECEIVE_MAXIMUM, 0xFFFF), config.inflight_max)
         earlier = self._hall.exchange.sessions.get(self.client_id)
@@ -427,7 +383,16 @@ class BrokerLink(asyncio.Protocol):
             self._turn_away(begun)
             return
         self.session, present = begun
-        self._unanswered = len(self.session.held)
+        self._inbox = Inbox(
+            self._hall,
+            self,
+            self._answers,
+            session=self.session,
+            rights=self.rights,
+            version=self.version,
+            packet_max=packet_max,
+            tells_problems=asked.get(properties5.REQUEST_PROBLEM, 1) == 1,
+        )
         keep_alive_s = connect.keep_alive_s
         told: properties5.Properties = {}
         if self.version >= V5:
@@ -450,8 +415,7 @@ class BrokerLink(asyncio.Protocol):
     def _welcome(self, connack: bytes) -> None:
         session = self.session
         if session is not None:
-            self._first_out.append(connack)
-            self._mark()
+            self._reply(connack)
             session.resume(self)
             self._act_on_deferred()
 
@@ -469,7 +433,7 @@ class BrokerLink(asyncio.Protocol):
         retained = [found for each in done for found in each.retained]
         if retained:
             answer.then = lambda: self._send_retained(session, retained)
-        self._answer(answer, before)
+        self._answers.add(answer, before)
 
     def _send_retained(self, session: Session, retained: list[tuple[Message, int, int]]) -> None:
         for message, qos, identifier in retained:
@@ -482,7 +446,7 @@ class BrokerLink(asyncio.Protocol):
         reasons = [exchange.unsubscribe(self.session, topic_filter) for topic_filter in request.filters]
         answer = Answer()
         answer.data = packets5.encode_suback(self.version, request.packet_id, reasons, first=codec.UNSUBACK)
-        self._answer(answer, before)
+        self._answers.add(answer, before)
 
     # messages to the client: its acknowledgements
 
@@ -490,265 +454,12 @@ class BrokerLink(asyncio.Protocol):
         session = self.session
         assert session is not None
         if ack.kind == PUBREL:
-            self._released(session, ack)
+            assert self._inbox is not None
+            self._inbox.released(ack)
             return
         reason = session.acknowledge(ack.kind, ack.packet_id, ack.reason)
         if reason != SUCCESS:
-            self._fail(protocol_error(f"an acknowledgement 0x{ack.kind:02x} that does not fit packet {ack.packet_id}"))
-
-    # messages from the client
-
-    def _publish(self, item: Frames) -> None:
-        frames = item.frames
-        hall = self._hall
-        if self._known_version != hall.exchange.router.version:
-            self._known.clear()
-            self._known_version = hall.exchange.router.version
-        if item.plain and self._only_events(frames):
-            return
-        before = hall.store.changes
-        answer = Answer()
-        out: list[bytes] = []
-        events: list[tuple[Target, bytes, Extra | None]] = []
-        try:
-            for frame in frames:
-                said = self._one(frame, events)
-                if said:
-                    out.append(said)
-                    answer.frees += 1 if said[0] & 0xF0 == PUBACK or (said[0] & 0xF0 == PUBREC and len(said) > 4) else 0
-                if self._closing_at is not None:
-                    break
-            error: DataError | None = None
-        except DataError as exc:
-            error = exc
-        answer.data = b"".join(out)
-        if events:
-            answer.waits += 1
-            targets, bodies, extras = zip(*events, strict=True)
-            hall.ingest.add(Piece(targets, bodies, extras, lambda: self._kept(answer)))
-        if out or answer.waits:
-            self._answer(answer, before)
-        if error is not None:
-            self._fail(error)
-
-    def _only_events(self, frames: list[Frame]) -> bool:
-        """The quick way for what most devices send: topics that only the event log wants, nothing retained, no
-        properties. False (and nothing done) where it is anything else."""
-        known = self._known
-        try:
-            routes = [known[frame[1]] for frame in frames]
-        except KeyError:
-            return False
-        if not all(route.only_event for route in routes) or any(frame[0] & 1 for frame in frames):
-            return False
-        bodies = [frame[3] for frame in frames]
-        if self.version >= V5:
-            if not all(body[:1] == b"\0" for body in bodies):
-                return False
-            bodies = [body[1:] for body in bodies]
-        ids = [frame[2] for frame in frames if frame[2]]
-        if not self._count(len(ids)):
-            return True
-        answer = Answer()
-        answer.data, answer.frees = codec.encode_pubacks(ids) if ids else b"", len(ids)
-        answer.waits = 1
-        targets = [route.target for route in routes]
-        self._hall.messages_in += len(frames)
-        self._hall.ingest.add(Piece(cast(list[Target], targets), bodies, (), lambda: self._kept(answer)))
-        self._answers.append(answer)
-        self._throttle()
-        return True
-
-    def _count(self, more: int) -> bool:
-        """Count messages that wait for an answer; False when the client sent more than it may and was told to go."""
-        self._unanswered += more
-        if self.version >= V5 and self._unanswered > self._hall.config.receive_maximum:
-            limit = self._hall.config.receive_maximum
-            self._hall.refused(self, RECEIVE_MAXIMUM_EXCEEDED, f"{self._unanswered} messages under way")
-            self.disconnect(RECEIVE_MAXIMUM_EXCEEDED, f"no more than {limit} messages may be under way")
-            return False
-        return True
-
-    def _one(self, frame: Frame, events: list[tuple[Target, bytes, Extra | None]]) -> bytes:
-        """Take one PUBLISH; returns its answer, b"" for none. Raises DataError where the client must go."""
-        first, topic, packet_id, payload = frame
-        qos = first >> 1 & 3
-        properties, passed_on = packets5.NO_PROPERTIES, b""
-        if self.version >= V5:
-            properties, passed_on, payload = packets5.parse_publish5(payload)
-            topic = self._real_topic(topic, properties)
-        hall = self._hall
-        hall.messages_in += 1
-        session = self.session
-        assert session is not None
-        number = int.from_bytes(packet_id, "big")
-        if qos == 2 and number in session.held:
-            self._repeat(session, number, events)
-            return encode_ack(self.version, PUBREC, packet_id)
-        if qos and not self._count(1):
-            return b""
-        route = self._known.get(topic) or self._route(topic)
-        if route is None:
-            return self._refused_publish(topic, qos, packet_id)
-        expires = hall.exchange.expires(properties) if properties else 0
-        message = Message(
-            topic,
-            payload,
-            qos=qos,
-            retain=bool(first & 1),
-            properties=passed_on,
-            expires=expires,
-            publisher=self.client_id,
-        )
-        if qos == 2:
-            if session.held_bytes + message.size_bytes > hall.config.queue_bytes_max:
-                raise PacketRefused(QUOTA_EXCEEDED, "too much at QoS 2 that was never released")
-            mark = hall.ids.take()
-            session.hold(number, Held(message, mark))
-            if route.target is not None:
-                events.append(self._event(message, route.target, mark))
-            return encode_ack(self.version, PUBREC, packet_id)
-        kept = not message.retain or hall.exchange.keep(message)
-        if not kept and qos and self.version >= V5:
-            return self._said(PUBACK, packet_id, QUOTA_EXCEEDED, "no room for more retained messages")
-        if route.target is not None:
-            events.append(self._event(message, route.target))
-        plan = route.plan
-        if plan.matches or plan.groups:
-            hall.exchange.route(message, plan, session)
-        elif self.version >= V5 and qos and route.target is None:
-            return encode_ack(self.version, PUBACK, packet_id, NO_MATCHING_SUBSCRIBERS)
-        return encode_ack(self.version, PUBACK, packet_id) if qos else b""
-
-    def _repeat(self, session: Session, number: int, events: list[tuple[Target, bytes, Extra | None]]) -> None:
-        """A resent QoS 2 message. Its event may not have been stored before a crash: by its mark it is the same event."""
-        held = session.held[number]
-        route = self._known.get(held.message.topic) or self._route(held.message.topic)
-        if route is not None and route.target is not None:
-            events.append(self._event(held.message, route.target, held.mark))
-
-    def _released(self, session: Session, ack: Ack) -> None:
-        """PUBREL: now the message is everybody's."""
-        number = ack.packet_id.to_bytes(2, "big")
-        before = self._hall.store.changes
-        held = session.let_go(ack.packet_id)
-        answer = Answer()
-        if held is None:
-            answer.data = encode_ack(self.version, PUBCOMP, number, PACKET_ID_NOT_FOUND)
-        else:
-            answer.data, answer.frees = encode_ack(self.version, PUBCOMP, number), 1
-            message = held.message
-            if message.retain:
-                self._hall.exchange.keep(message)
-            self._hall.exchange.route(message, self._hall.exchange.router.plan(message.topic), session)
-        self._answer(answer, before)
-
-    def _real_topic(self, topic: bytes, properties: properties5.Properties) -> bytes:
-        alias = properties.get(properties5.TOPIC_ALIAS)
-        if alias is None:
-            if not topic:
-                raise protocol_error("PUBLISH: neither a topic nor an alias")
-            return topic
-        if alias > self._hall.config.topic_alias_max:
-            raise PacketRefused(TOPIC_ALIAS_INVALID, f"PUBLISH: topic alias {alias} is too large")
-        if topic:
-            self._aliases[alias] = topic
-            return topic
-        known = self._aliases.get(alias)
-        if known is None:
-            raise protocol_error(f"PUBLISH: topic alias {alias} was never set")
-        return known
-
-    def _route(self, topic: bytes) -> Route | None:
-        """What a topic leads to; None where this client may not publish to it. Raises PacketRefused for no topic at all."""
-        if not topic:
-            raise malformed("PUBLISH: an empty topic")
-        check_name(topic)
-        assert self.rights is not None
-        if not self._hall.may_publish(self.rights, topic):
-            return None
-        target = self._hall.target(topic)
-        if target is not None and target.registered and not self._hall.is_registered(target.device):
-            return None
-        plan = self._hall.exchange.router.plan(topic)
-        route = Route(plan, target, target is not None and not plan.matches and not plan.groups)
-        if target is None or not target.registered:
-            if len(self._known) >= KNOWN_MAX:
-                self._known.clear()
-            self._known[topic] = route
-        return route
-
-    def _refused_publish(self, topic: bytes, qos: int, packet_id: bytes) -> bytes:
-        """3.1.1 has no word for it but closing; version 5 is told, at QoS 0 by the end of the connection too."""
-        self._hall.refused(self, NOT_AUTHORISED, f"may not publish to {topic[:80]!r}")
-        if self.version < V5 or not qos:
-            self.disconnect(NOT_AUTHORISED, "not allowed to publish to this topic")
-            return b""
-        return self._said(PUBACK if qos == 1 else PUBREC, packet_id, NOT_AUTHORISED, "not allowed to publish here")
-
-    def _said(self, kind: int, packet_id: bytes, reason: int, said: str) -> bytes:
-        packet = encode_ack(self.version, kind, packet_id, reason, said if self._tells_problems else "")
-        if self._packet_max and len(packet) > self._packet_max:
-            return encode_ack(self.version, kind, packet_id, reason)
-        return packet
-
-    def _event(self, message: Message, target: Target, mark: str = "") -> tuple[Target, bytes, Extra | None]:
-        if not message.properties and not message.retain and not mark:
-            return target, message.payload, None
-        application, system = dict(target.properties), {}
-        content_type: str | None = None
-        if message.properties:
-            found, _ = properties5.decode(
-                codec.encode_length(len(message.properties)) + message.properties, 0, "PUBLISH"
-            )
-            application |= dict(found.get(properties5.USER_PROPERTY, ()))
-            content_type = found.get(properties5.CONTENT_TYPE)
-            correlation: bytes | None = found.get(properties5.CORRELATION_DATA)
-            if content_type:
-                system["content-type"] = content_type
-            if correlation is not None:
-                system["correlation-id"] = correlation.decode("utf-8", "replace")
-        if message.retain:
-            application["mqtt-retain"] = "true"
-        event_id = self._hall.event_id(target.device, mark) if mark else ""
-        return target, message.payload, Extra(properties_text(application, system), content_type, event_id)
-
-    # answers
-
-    def _answer(self, answer: Answer, before: int) -> None:
-        """Queue an answer. `before` is the store's count of changes when the work for it began."""
-        self._answers.append(answer)
-        store = self._hall.store
-        if store.changes != before:
-            answer.waits += 1
-            store.when_durable(lambda: self._kept(answer))
-        if not answer.waits:
-            self._send_answers()
-        self._throttle()
-
-    def _kept(self, answer: Answer) -> None:
-        answer.waits -= 1
-        if not answer.waits:
-            self._send_answers()
-
-    def _send_answers(self) -> None:
-        answers = self._answers
-        while answers and not answers[0].waits:
-            answer = answers.popleft()
-            self._unanswered = max(0, self._unanswered - answer.frees)
-            if answer.data and self._closing_at is None:
-                self._first_out.append(answer.data)
-                self._mark()
-            if answer.then is not None and self._closing_at is None:
-                answer.then()
-        if "answers" in self._holds and len(answers) < ANSWERS_MAX // 2:
-            self.go_on("answers")
-
-    def _throttle(self) -> None:
-        if len(self._answers) > ANSWERS_MAX:
-            self.hold("answers")
-        if self._hall.ingest.full:
-            self.hold("ingest")
+            self.fail(protocol_error(f"an acknowledgement 0x{ack.kind:02x} that does not fit packet {ack.packet_id}"))
 
     # bytes
 
@@ -771,6 +482,10 @@ class BrokerLink(asyncio.Protocol):
         if self._alias_for:
             del self._aliased[self._alias_for]
             self._alias_for = b""
+
+    def _reply(self, data: bytes) -> None:
+        self._first_out.append(data)
+        self._mark()
 
     def _mark(self) -> None:
         if not self._dirty:

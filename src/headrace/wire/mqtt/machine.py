@@ -16,6 +16,7 @@ from headrace.wire.mqtt.reasons import (
     MALFORMED,
     PACKET_TOO_LARGE,
     PROTOCOL_ERROR,
+    UNSUPPORTED_VERSION,
     PacketRefused,
     malformed,
     protocol_error,
@@ -149,7 +150,7 @@ class BrokerMachine:
             version = getattr(error, "version", 0)
             if version == packets5.V5:
                 return packets5.encode_connack(version, reason)
-            return packets5.encode_connack(version, 1) if version else b""
+            return packets5.encode_connack(version, 1) if version and reason == UNSUPPORTED_VERSION else b""
         if self.version < packets5.V5:
             return b""
         said = error.message if reason == PACKET_TOO_LARGE else ""

@@ -117,7 +117,7 @@ class _Reader:
     def packet_id(self) -> int:
         found = self.short()
         if not found:
-            raise protocol_error(f"{self.packet}: packet id 0")
+            raise malformed(f"{self.packet}: packet id 0")
         return found
 
     def binary(self) -> bytes:
