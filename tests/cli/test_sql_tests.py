@@ -131,6 +131,17 @@ def test_coverage_says_which_select_gave_nothing_and_which_filter_let_nothing_th
     assert verdict.notes == ["output many gave rows and is not in expect"]
 
 
+def test_coverage_says_which_stream_join_found_nothing(tmp_path: Path) -> None:
+    query = """SELECT a.id FROM i a TIMESTAMP BY ts
+    JOIN i b TIMESTAMP BY ts ON DATEDIFF(second, a, b) = 0 AND a.id = b.nothing"""
+    write_case(tmp_path, "lonely", query=query, expect={"output": []})
+    verdict = cases.run_file(tmp_path / "lonely.yaml", Cut())
+    assert verdict.passed, verdict.problem
+    (join,) = (one for one in verdict.covered if one.kind == "join")
+    assert (join.line, join.what, join.rows_out) == (2, "join with b", 0)
+    assert join.rows_in > 0
+
+
 def test_a_case_key_that_is_misspelled_is_named(tmp_path: Path) -> None:
     verdict = cases.run_file(write_case(tmp_path, "typo", toleranse=0.1), Cut())
     assert verdict.kind == "unreadable"

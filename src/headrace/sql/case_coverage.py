@@ -1,22 +1,33 @@
-"""Which SELECTs of a query gave rows, and which of its filters let any through.
+"""Which SELECTs of a query gave rows, which of its stream JOINs found any, and which of its filters let any through.
 
 The run counts both for itself, and its counts survive a kill as they are part of the state.
 """
 
 from __future__ import annotations
 
+from headrace.sql import tree
 from headrace.sql.case_report import Covered
-from headrace.sql.plan import Plan, SelectNode
+from headrace.sql.plan import JoinNode, Plan, SelectNode
 from headrace.sql.run import Run
 from headrace.sql.show import show
+from headrace.sql.stats import OperatorStats
 
 
 def covered(plan: Plan, run: Run) -> list[Covered]:
     """In the order of the plan: steps first, then statements."""
     found: list[Covered] = []
+    joins: dict[str, OperatorStats] = {}  # the latest join by its label: its SELECT follows
     for node, stats in zip(plan.nodes, run.stats()["operators"], strict=True):
+        if isinstance(node, JoinNode):
+            joins[node.label] = stats
         if not isinstance(node, SelectNode):
             continue
+        for join in node.tree.joins:
+            how = "left " if isinstance(join, tree.Join) and join.left else ""
+            label = f"{how}join with {join.source.alias}" if isinstance(join, tree.Join) else ""
+            if label in joins:
+                counts = joins.pop(label)
+                found.append(Covered(join.at.line, label, "join", counts["rows_in"], counts["rows_out"]))
         what = node.label if node.label.startswith("step ") else "SELECT"
         if stats["output"] is not None and what == "SELECT":
             what = f"SELECT INTO {stats['output']}"

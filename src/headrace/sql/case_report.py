@@ -22,11 +22,11 @@ _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class Covered(msgspec.Struct, frozen=True):
-    """One SELECT or one filter of a query: how many rows it was given and how many it let out."""
+    """One SELECT, stream JOIN or filter of a query: how many rows it was given and how many it let out."""
 
     line: int  # 0 where it is not known
     what: str
-    kind: Literal["select", "filter"]
+    kind: Literal["select", "join", "filter"]
     rows_in: int
     rows_out: int
 
@@ -76,7 +76,11 @@ def coverage_lines(queries: Sequence[QueryCoverage], *, lines_max: int = 20) -> 
     """The summary for people: totals, then what no case reached."""
     everything = [one for query in queries for one in query.covered]
     lines: list[str] = []
-    for kind, did in (("select", "SELECTs gave rows"), ("filter", "filters let rows through")):
+    for kind, did in (
+        ("select", "SELECTs gave rows"),
+        ("join", "joins found rows"),
+        ("filter", "filters let rows through"),
+    ):
         all_of = [one for one in everything if one.kind == kind]
         if all_of:
             lines.append(f"{sum(one.rows_out > 0 for one in all_of)} of {len(all_of)} {did}")
@@ -94,6 +98,8 @@ def coverage_lines(queries: Sequence[QueryCoverage], *, lines_max: int = 20) -> 
 def _dry(one: Covered) -> str:
     if one.rows_in == 0:
         return "was given no row"
+    if one.kind == "join":
+        return f"joined none of {one.rows_in} rows"
     return f"gave no row of {one.rows_in}" if one.kind == "select" else f"let none of {one.rows_in} rows through"
 
 
