@@ -339,7 +339,7 @@ class _ScriptParser(ExpressionParser):
     # -- GROUP BY
 
     def _group(self) -> tuple[tuple[Node, ...], tuple[Window, ...], bool]:
-        self.advance()
+        at = self.advance()
         self.expect_word("by", "after GROUP")
         keys: list[Node] = []
         windows: list[Window] = []
@@ -360,15 +360,15 @@ class _ScriptParser(ExpressionParser):
         else:
             keys += stamps  # beside a window, System.Timestamp() is a key like any other
         if not windows:
-            self._no_window(keys)
+            self._no_window(at, keys)
         return tuple(keys), tuple(windows), True
 
-    def _no_window(self, keys: list[Node]) -> NoReturn:
+    def _no_window(self, at: Token, keys: list[Node]) -> NoReturn:
         """Say so, at a key whose name is nearly that of a window if there is one."""
         for key in keys:
             if isinstance(key, Call) and (hint := nearest(key.name, [*_WINDOWS, "windows"])):
                 self.fail(f"GROUP BY needs a window, and {key.at.text!r} is none", key.at, hint=hint)
-        self.fail("GROUP BY needs a window", hint="add TumblingWindow(second, 10), say, or System.Timestamp()")
+        self.fail("GROUP BY needs a window", at, hint="add TumblingWindow(second, 10), say, or System.Timestamp()")
 
     def _windows(self, call: Call) -> list[Window]:
         windows: list[Window] = []
