@@ -134,5 +134,6 @@ def test_a_bigint_sum_that_overflows_is_an_error_not_a_wrong_number() -> None:
 
     big = (1 << 63) - 1
     run = Run(compile_script("SELECT SUM(x) AS s FROM r GROUP BY TumblingWindow(second, 10)"))
+    run.process("r", log_events([{"x": big}, {"x": 1}], arrivals=[at(1), at(2)]))
     with pytest.raises(DataError, match="overflow"):
-        run.process("r", log_events([{"x": big}, {"x": 1}], arrivals=[at(1), at(2)]))
+        run.finish()

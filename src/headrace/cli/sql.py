@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 @sql.command("check")
 def check(file: ScriptFile, project: ProjectOption = None, reference: References = None) -> None:
-    """Say what is wrong with a script and where, or that it would run. Exits 1 when it would not.
+    """Say all that is wrong with a script and where, or that it would run. Exits 1 when it would not.
 
     Reference data is what the project's jobs name, what --reference names, and what a Stream Analytics project says in
     its Inputs folder beside the script.
@@ -42,7 +42,11 @@ def check(file: ScriptFile, project: ProjectOption = None, reference: References
     try:
         plan = assembly.compile_file(text, _context(project, file, reference))
     except SqlError as exc:
-        _point(file, text, exc)
+        found = sorted([exc, *exc.others], key=lambda error: (error.line, error.column))
+        for error in found:
+            _point(file, text, error)
+        if len(found) > 1:
+            err.print(f"{file}: would not run: {len(found)} errors", markup=False)
         raise typer.Exit(1) from exc
     except UserError as exc:
         err.print(f"{file}: ", end="", markup=False)

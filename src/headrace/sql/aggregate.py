@@ -16,7 +16,24 @@ from headrace.sql import tree
 from headrace.sql.dialect import Token
 from headrace.sql.evaluate import Eval
 from headrace.sql.state import pack, unpack
-from headrace.sql.values import Column, Ints
+from headrace.sql.values import RECORD, Bools, Column, Ints, Part
+
+
+class Failed(NamedTuple):
+    """Stands in a result where the aggregate of a group has none. The SELECT makes a fault of it, so that one group is set
+    aside and the others go on.
+    """
+
+    reason: str
+    detail: str
+
+
+def failed(rows: int, where: Bools, how: Sequence[Failed] | Failed) -> Column:
+    """A column with `how` at the rows in `where` (one for all, or one for each of them), null elsewhere."""
+    data = np.empty(rows, object)
+    for number, row in enumerate(np.flatnonzero(where).tolist()):
+        data[row] = how if isinstance(how, Failed) else how[number]
+    return Column(rows, [Part(RECORD, data, where)])
 
 
 class Accumulator:

@@ -13,32 +13,56 @@ import pyarrow.compute as pc
 from headrace.core.errors import DataError, HeadraceError
 from headrace.sql import tree, values
 from headrace.sql.decode import Payload, get_field
-from headrace.sql.evaluate import Eval, Frame
+from headrace.sql.evaluate import Eval, Frame, RowFault
 from headrace.sql.functions.user import UserFunction
 from headrace.sql.moments import Moment
 from headrace.sql.rows import either
 from headrace.sql.scope import Scope, fail
 from headrace.sql.values import BIGINT, BIT, DATETIME, FLOAT, TEXT, Column
 
+_FAILED = "sql.function_failed"
+
 
 def user_call(function: UserFunction, args: list[Eval]) -> Eval:
-    """A call of a user function. Whatever it raises becomes a DataError that names it."""
+    """A call of a user function. What it raises is a fault of the rows that make it raise: a batch that fails is halved until
+    these are found. Errors of ours (a model that is not there now, say) are no fault of a row and pass through.
+    """
 
     def run(frame: Frame) -> Column:
         given = [values.plain(arg(frame)).to_arrow() for arg in args]
-        try:
-            found = function.call(given)
-        except HeadraceError:
-            raise
-        except Exception as exc:
-            raise DataError(f"{function.name} failed: {type(exc).__name__}: {exc}", code="sql.function_failed") from exc
-        if len(found) != frame.rows:
-            raise DataError(
-                f"{function.name} returned {len(found)} values for {frame.rows} rows", code="sql.function_failed"
-            )
-        return from_arrow(found)
+        if frame.rows == 0 or not given:
+            return _called(function, given, frame.rows)
+        pieces = _halved(function, given, 0, frame.rows, frame)
+        return pieces[0] if len(pieces) == 1 else values.concat(pieces)
 
     return run
+
+
+def _halved(function: UserFunction, given: list[pa.Array], start: int, rows: int, frame: Frame) -> list[Column]:
+    """Results for `rows` rows from `start` on, in order; a row that fails by itself is a fault and null."""
+    try:
+        return [_called(function, [arg.slice(start, rows) for arg in given], rows)]
+    except DataError as exc:
+        if exc.code != _FAILED:
+            raise
+        if rows == 1:
+            frame.faults.append(RowFault(start, "function_failed", str(exc)))
+            return [Column(1)]
+        half = rows // 2
+        first = _halved(function, given, start, half, frame)
+        return first + _halved(function, given, start + half, rows - half, frame)
+
+
+def _called(function: UserFunction, given: list[pa.Array], rows: int) -> Column:
+    try:
+        found = function.call(given)
+        if len(found) != rows:
+            raise ValueError(f"it returned {len(found)} values for {rows} rows")
+        return from_arrow(found)
+    except HeadraceError:
+        raise
+    except Exception as exc:
+        raise DataError(f"{function.name} failed: {type(exc).__name__}: {exc}", code=_FAILED) from exc
 
 
 def from_arrow(found: Any) -> Column:

@@ -178,10 +178,22 @@ class SelectCompiler:
         binder.place = place
         return lambda frame: Column(frame.rows)
 
+    def _tried_parts(self, binder: Binder, where: tree.Node) -> Eval:
+        """A bound condition. Where it has a mistake, each part of it is looked at by itself."""
+        parts = conjuncts(where)
+        errors = self.script.errors
+        before = len(errors)
+        bound = self._tried(binder, where)
+        if len(errors) > before and len(parts) > 1:
+            del errors[before:]
+            for part in parts:
+                self._tried(binder, part)
+        return bound
+
     def _bind_rows(self, binder: Binder) -> None:
         select, plan = self.select, self.plan
         if select.where is not None:
-            plan.where = self._tried(binder, select.where)
+            plan.where = self._tried_parts(binder, select.where)
         plan.partitions = [[self._tried(binder, part) for part in window.partition] for window in select.windows]
         for key in select.group:
             found = binder.scope.canon(key)

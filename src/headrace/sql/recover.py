@@ -47,8 +47,8 @@ def _without(text: str, error: SqlError) -> str | None:
         return None
     starts = _statements(tokens)
     wrong = next((at for at, token in enumerate(tokens) if (token.line, token.column) >= (error.line, error.column)), 0)
-    if tokens[wrong].kind == "end" and wrong:
-        wrong -= 1
+    if wrong and (tokens[wrong].kind == "end" or wrong in starts[1:]):
+        wrong -= 1  # what the parser missed there belongs to the statement before
     begin = max((at for at in starts if at <= wrong), default=0)
     stop = min((at for at in starts if at > wrong), default=len(tokens) - 1)
     if begin >= stop:

@@ -78,7 +78,7 @@ class Scope:
 
     @staticmethod
     def _unknown(name: Name, part: str, known: list[str], alias: str) -> NoReturn:
-        hint = nearest(part, known) or "known here: " + ", ".join(known[:12])
+        hint = nearest(part, known) or "known here: " + ", ".join(list(dict.fromkeys(known))[:12])
         fail(
             name.at, f"there is no column {part!r}" + (f" in {alias!r}" if alias else ""), hint=hint, code="sql.column"
         )

@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from headrace.core.errors import DataError
 from headrace.sql import doubling, tree, values
-from headrace.sql.aggregate import Accumulator, Aggregate, ArrayAccumulator
+from headrace.sql.aggregate import Accumulator, Aggregate, ArrayAccumulator, Failed, failed
 from headrace.sql.arrays import stable_order
 from headrace.sql.convert import number, shown, type_name
 from headrace.sql.errors import Fault
@@ -90,8 +89,7 @@ def _within(mask: Any, low: Ints, high: Ints) -> tuple[Ints, Ints]:
     return before[low], before[high]
 
 
-def _overflow(total: int) -> DataError:
-    return DataError(f"SUM of bigint overflows at {total}", hint="CAST to float first", code="sql.overflow")
+_OVERFLOW = Failed("overflow", "SUM of bigint overflows: CAST to float first")
 
 
 class _Count(ArrayAccumulator):
@@ -123,6 +121,7 @@ class _Sum(ArrayAccumulator):
         "bigint_count": (np.int64, 0),
         "floats": (np.float64, 0.0),
         "float_count": (np.int64, 0),
+        "over": (np.bool_, False),  # the bigints went beyond 64 bits
     }
 
     def add(self, slots: Ints, args: Sequence[Column]) -> None:
@@ -145,9 +144,10 @@ class _Sum(ArrayAccumulator):
             return
         for slot, value in zip(at.tolist(), numbers.tolist(), strict=True):
             total = int(sums[slot]) + value
-            if not INT_MIN <= total <= INT_MAX:
-                raise _overflow(total)
-            sums[slot] = total
+            if INT_MIN <= total <= INT_MAX:
+                sums[slot] = total
+            else:
+                self.arrays["over"][slot] = True
 
     def spans(self, args: Sequence[Column], low: Ints, high: Ints) -> bool:
         for kind, data, mask in values.plain(args[0]).parts:
@@ -158,9 +158,7 @@ class _Sum(ArrayAccumulator):
                 self.arrays["float_count"][: len(low)] = end - begin
             else:
                 upper, lower = doubling.whole_sums(some, begin, end)
-                if (np.abs(upper + 0.5) > 1 << 31).any():
-                    at = int(np.argmax(np.abs(upper + 0.5)))
-                    raise _overflow((int(upper[at]) << 32) + int(lower[at]))
+                self.arrays["over"][: len(low)] = np.abs(upper + 0.5) > 1 << 31
                 self.arrays["bigints"][: len(low)] = (upper << 32) + lower
                 self.arrays["bigint_count"][: len(low)] = end - begin
         return True
@@ -169,6 +167,7 @@ class _Sum(ArrayAccumulator):
         self._add_bigints(into, other.arrays["bigints"][slots])
         for name in ("floats", "bigint_count", "float_count"):
             np.add.at(self.arrays[name], into, other.arrays[name][slots])
+        self.arrays["over"][into[other.arrays["over"][slots]]] = True
 
     def result(self, slots: Ints) -> Column:
         floats = self.arrays["float_count"][slots] > 0
@@ -176,14 +175,20 @@ class _Sum(ArrayAccumulator):
         whole = self.arrays["bigints"][slots]
         total = whole + self.arrays["floats"][slots]
         pieces = [(floats, values.of(FLOAT, total)), (bigints, values.of(BIGINT, whole))]
-        return values.merge(len(slots), pieces)
+        return self._or_overflow(values.merge(len(slots), pieces), slots)
+
+    def _or_overflow(self, found: Column, slots: Ints) -> Column:
+        over = self.arrays["over"][slots]
+        if not over.any():
+            return found
+        return values.merge(len(slots), [(~over, found), (over, failed(len(slots), over, _OVERFLOW))])
 
 
 class _Average(_Sum):
     def result(self, slots: Ints) -> Column:
         count = self.arrays["float_count"][slots] + self.arrays["bigint_count"][slots]
         total = self.arrays["bigints"][slots] + self.arrays["floats"][slots]
-        return values.of(FLOAT, total / np.maximum(count, 1), count > 0)
+        return self._or_overflow(values.of(FLOAT, total / np.maximum(count, 1), count > 0), slots)
 
 
 class _Extreme(Accumulator):

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from headrace.sql import values
-from headrace.sql.aggregate import Accumulator, Aggregate, ObjectAccumulator
-from headrace.sql.errors import Fault, RowError
+from headrace.sql.aggregate import Accumulator, Aggregate, Failed, ObjectAccumulator, failed
+from headrace.sql.errors import Fault
 from headrace.sql.moments import Moment
 from headrace.sql.spec import Scalar
 from headrace.sql.values import INT_MAX, INT_MIN, Column, Ints
@@ -68,10 +70,20 @@ class _Gathered(ObjectAccumulator):
             self.items[target] += other.items[slot]
 
     def result(self, slots: Ints) -> Column:
-        try:
-            return values.from_values([self._of(self.items[slot]) for slot in slots.tolist()])
-        except Fault as fault:  # no single event is to blame for a window
-            raise RowError(fault.detail, hint="correct the function", code="sql." + fault.reason) from fault
+        found: list[Any] = []
+        faults: dict[int, Failed] = {}
+        for row, slot in enumerate(slots.tolist()):
+            try:
+                found.append(self._of(self.items[slot]))
+            except Fault as fault:
+                found.append(None)
+                faults[row] = Failed(fault.reason, fault.detail)
+        column = values.from_values(found)
+        if not faults:
+            return column
+        wrong = np.zeros(len(found), np.bool_)
+        wrong[list(faults)] = True
+        return values.merge(len(found), [(~wrong, column), (wrong, failed(len(found), wrong, list(faults.values())))])
 
     def _of(self, found: list[Any]) -> Any:
         if not found:

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from headrace.core.flow import MIN_WATERMARK, Watermark
 from headrace.sql import tree, values
+from headrace.sql.aggregate import Failed
 from headrace.sql.bind import AggregateCall, AnalyticCall
-from headrace.sql.evaluate import Eval, Frame, Kept, Memo, truth
+from headrace.sql.evaluate import Eval, Frame, Kept, Memo, RowFault, truth
 from headrace.sql.keys import Key, group
 from headrace.sql.operators.analytic import make_analytic
 from headrace.sql.operators.apply import ApplyStage
@@ -24,7 +25,7 @@ from headrace.sql.operators.reference_join import ReferenceJoin, ReferenceJoinOp
 from headrace.sql.operators.windows import GroupOperator
 from headrace.sql.rows import Joined, Named, Records, Rows, Spread
 from headrace.sql.state import bytes_table, table_bytes
-from headrace.sql.values import Bools, Ints
+from headrace.sql.values import RECORD, Bools, Ints, Repeat
 
 Stage = ReferenceJoin | ApplyStage
 OnFaults = Callable[[Frame], Frame]
@@ -81,6 +82,21 @@ def filtered(frame: Frame, condition: Eval | None, on_faults: OnFaults) -> Frame
     back = np.cumsum(keep) - 1
     found.faults = [fault._replace(row=int(back[fault.row])) for fault in frame.faults]
     return on_faults(found)
+
+
+def _find_failed(frame: Frame) -> None:
+    """Groups whose aggregate failed become faults of their rows, nulls in its place."""
+    for at, column in enumerate(frame.extra):
+        for kind, data, mask in column.parts:
+            if kind != RECORD or isinstance(data, Repeat):
+                continue
+            rows = np.arange(frame.rows) if mask is None else np.flatnonzero(mask)
+            wrong = [row for row in rows.tolist() if type(data[row]) is Failed]
+            if wrong:
+                frame.faults += [RowFault(row, data[row].reason, data[row].detail) for row in wrong]
+                sound = np.ones(frame.rows, np.bool_)
+                sound[wrong] = False
+                frame.extra[at] = frame.extra[at].where(sound)
 
 
 class Stages:
@@ -161,6 +177,7 @@ class SelectOperator:
             frame = self.stages.process(frame)
         if self.analytics:
             frame.extra = [analytic.process(frame) for analytic in self.analytics]
+            _find_failed(frame)
             frame = self._checked(frame)
         if holds is None and plan.early is None:
             self.counts.where_in += frame.rows
@@ -236,7 +253,8 @@ class SelectOperator:
             return None
         ends, columns = closed
         frame = Frame(ends, [], columns)
-        frame = self._having(frame)
+        _find_failed(frame)
+        frame = self._having(self._checked(frame))
         return self._project(frame) if frame.rows else None
 
     def _project(self, frame: Frame) -> Rows | None:
