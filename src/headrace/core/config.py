@@ -69,8 +69,62 @@ class GatewayConfig(Section, frozen=True):
     events_per_s_max: int = 0  # 0: no limit
     token_leeway_s: int = 300  # clock difference allowed on a token's expiry
     workers: int = 1  # processes that share the ports
+    certificate: str = (
+        ""  # PEM chain of the server's own certificate, relative to the project; empty: one for development
+    )
+    certificate_key: str = ""  # its key, PEM without a password
     proxy_protocol: bool = False  # what comes from `proxy_trusted` must begin with a PROXY protocol header, version 2
     proxy_trusted: tuple[str, ...] = ("127.0.0.1/32",)  # networks of load balancers and TLS terminators in front
+
+
+class HubConfig(Section, frozen=True):
+    """[hub] What the hub does with what devices send."""
+
+    name: str = ""  # in twin and life-cycle events and `$iothubname`; empty: the host's name
+    fallback: bool = True  # a message that fits no route goes to `telemetry`; false: it is dropped and counted
+
+
+class RouteConfig(Section, frozen=True):
+    """[routes.NAME] Where messages and the hub's own events go. One that fits several routes goes once to each endpoint."""
+
+    source: Literal["DeviceMessages", "TwinChangeEvents", "DeviceLifecycleEvents", "DeviceConnectionStateEvents"] = (
+        "DeviceMessages"
+    )
+    condition: str = "true"  # IoT Hub's routing language, such as `$body.temperature > 80 AND level = 'hot'`
+    endpoints: tuple[str, ...]  # streams; `events` is another name of `telemetry`
+    enabled: bool = True
+
+
+class EnrichmentConfig(Section, frozen=True):
+    """[enrichments.NAME] An application property that messages get on their way to some endpoints."""
+
+    key: str
+    value: str  # a text, or `$iothubname`, `$twin.tags.x`, `$twin.properties.desired.x`, `$twin.properties.reported.x`
+    endpoints: tuple[str, ...]
+
+
+class LimitsConfig(Section, frozen=True):
+    """[limits] How much one device and the whole hub may do a second, in each gateway process; 0 is no limit.
+
+    Telemetry above a limit is not refused: acknowledgements come later. The rest is answered with 429, and with when to retry.
+    """
+
+    messages_per_s: float = 0.0  # of all devices; [gateway] events_per_s_max when 0
+    bytes_per_s: float = 0.0  # topics and bodies
+    connects_per_s: float = 0.0
+    twin_reads_per_s: float = 0.0
+    twin_updates_per_s: float = 0.0
+    methods_per_s: float = 0.0
+    c2d_sends_per_s: float = 0.0
+    registry_per_s: float = 0.0  # operations of services on devices and modules
+    queries_per_s: float = 0.0
+    device_messages_per_s: float = 0.0  # from here on: of each device, its modules included
+    device_bytes_per_s: float = 0.0
+    device_connects_per_s: float = 0.0  # 0.1 is one in ten seconds
+    device_twin_reads_per_s: float = 0.0
+    device_twin_updates_per_s: float = 0.0
+    device_methods_per_s: float = 0.0
+    device_c2d_sends_per_s: float = 0.0
 
 
 class BrokerAclConfig(Section, frozen=True):
@@ -282,6 +336,10 @@ class Settings(Section, frozen=True):
     project: ProjectConfig = ProjectConfig()
     logs: LogsConfig = LogsConfig()
     gateway: GatewayConfig = GatewayConfig()
+    hub: HubConfig = HubConfig()
+    routes: dict[str, RouteConfig] = {}
+    enrichments: dict[str, EnrichmentConfig] = {}
+    limits: LimitsConfig = LimitsConfig()
     broker: BrokerConfig = BrokerConfig()
     eventlog: EventLogConfig = EventLogConfig()
     docstore: DocStoreConfig = DocStoreConfig()
