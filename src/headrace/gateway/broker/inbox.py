@@ -12,7 +12,7 @@ from headrace.core.errors import DataError
 from headrace.gateway.broker.answers import Answer, Answers
 from headrace.gateway.broker.ingest import Extra, Piece
 from headrace.gateway.broker.message import Message
-from headrace.gateway.broker.router import Plan
+from headrace.gateway.broker.router import PLANNED_BYTES_MAX, Plan
 from headrace.gateway.broker.session import Held, Session
 from headrace.gateway.broker.templates import Target, properties_text
 from headrace.gateway.broker.users import Rights
@@ -245,7 +245,7 @@ class Inbox:
             return None
         plan = self._hall.exchange.router.plan(topic)
         route = Route(plan, target, target is not None and not plan.matches and not plan.groups)
-        if target is None or not target.registered:
+        if len(topic) <= PLANNED_BYTES_MAX and (target is None or not target.registered):
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
             self._known[topic] = route

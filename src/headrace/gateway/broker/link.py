@@ -13,6 +13,7 @@ from headrace.core.errors import DataError
 from headrace.gateway.broker.answers import Answer, Answers
 from headrace.gateway.broker.inbox import Inbox
 from headrace.gateway.broker.message import Delivery, Message
+from headrace.gateway.broker.router import PLANNED_BYTES_MAX
 from headrace.gateway.broker.session import Session
 from headrace.gateway.broker.users import Rights
 from headrace.wire.mqtt import codec, packets5, properties5
@@ -39,6 +40,8 @@ LINGER_S = 2.0
 """How long a connection that was told to go may take to read why."""
 OVER_LIMIT_MAX = 500
 """Connections above the limit that are kept long enough to be told so."""
+ALIASES_MAX = 1000
+"""Topics that are given an alias on one connection, however many the client would take."""
 WRITE_HIGH_BYTES = 1 << 20
 BACKLOG_BYTES_MAX = 8 << 20
 """QoS 0 messages beyond this are dropped: the client does not read them as fast as they come."""
@@ -374,7 +377,7 @@ class BrokerLink(asyncio.Protocol):
             self._turn_away(NOT_AUTHORISED)
             return
         packet_max = self._packet_max = asked.get(properties5.MAXIMUM_PACKET_SIZE, 0)
-        self._aliases_max = asked.get(properties5.TOPIC_ALIAS_MAXIMUM, 0)
+        self._aliases_max = min(asked.get(properties5.TOPIC_ALIAS_MAXIMUM, 0), ALIASES_MAX)
         self.window = min(asked.get(properties5.RECEIVE_MAXIMUM, 0xFFFF), config.inflight_max)
         earlier = self._hall.exchange.sessions.get(self.client_id)
         forgets = connect.clean_start and earlier is not None and earlier.durable
@@ -471,7 +474,7 @@ class BrokerLink(asyncio.Protocol):
             alias = self._aliased.get(topic, 0)
             if alias:
                 topic = b""
-            elif len(self._aliased) < self._aliases_max:
+            elif len(self._aliased) < self._aliases_max and len(topic) <= PLANNED_BYTES_MAX:
                 alias = self._aliased[topic] = len(self._aliased) + 1
                 self._alias_for = topic
         now = self._hall.clock.now() if message.expires else 0

@@ -18,6 +18,15 @@ class _Node:
         self.message: Message | None = None
 
 
+LEVEL_BYTES = 200
+"""About what one level of a topic takes in the tree."""
+
+
+def cost(message: Message) -> int:
+    """Bytes that a message counts for."""
+    return message.size_bytes + LEVEL_BYTES * (message.topic.count(b"/") + 1)
+
+
 class Retained:
     """Bounded by number and bytes; `put` of one too many is refused, never an older one dropped."""
 
@@ -30,10 +39,10 @@ class Retained:
     def put(self, message: Message) -> bool:
         """Keep a message as its topic's last one; False when there is no room."""
         earlier = self.get(message.topic)
-        freed = earlier.size_bytes if earlier else 0
+        freed = cost(earlier) if earlier else 0
         if self.count + (earlier is None) > self._messages_max:
             return False
-        if self.size_bytes - freed + message.size_bytes > self._bytes_max:
+        if self.size_bytes - freed + cost(message) > self._bytes_max:
             return False
         node = self._root
         for level in message.topic.split(b"/"):
@@ -43,7 +52,7 @@ class Retained:
             node = below
         node.message = message
         self.count += earlier is None
-        self.size_bytes += message.size_bytes - freed
+        self.size_bytes += cost(message) - freed
         return True
 
     def get(self, topic: bytes) -> Message | None:
@@ -68,7 +77,7 @@ class Retained:
         if gone is None:
             return False
         self.count -= 1
-        self.size_bytes -= gone.size_bytes
+        self.size_bytes -= cost(gone)
         return True
 
     def matching(self, levels: tuple[bytes, ...]) -> list[Message]:

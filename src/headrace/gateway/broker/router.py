@@ -11,6 +11,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 S = TypeVar("S")  # whose subscriptions these are; only compared and handed back
 PLANS_MAX = 100_000
+PLANNED_BYTES_MAX = 512
+"""Longer topics are looked up each time, so that remembering is bounded in bytes too."""
 
 
 class Subscription(NamedTuple, Generic[S]):
@@ -137,7 +139,9 @@ class Router(Generic[S]):
         if known is None:
             if len(self._plans) >= PLANS_MAX:
                 self._plans.clear()
-            known = self._plans[topic] = self._plan(topic)
+            known = self._plan(topic)
+            if len(topic) <= PLANNED_BYTES_MAX:
+                self._plans[topic] = known
         return known
 
     def _changed(self) -> None:

@@ -58,7 +58,7 @@ class Users:
 
     def __init__(self, users: Mapping[str, Secret], pepper: bytes) -> None:
         self._hashes = {name: _Hash(name, secret.reveal()) for name, secret in users.items()}
-        self._nobody = _Hash("", hash_password("", pepper[:SALT_BYTES]))
+        self._nobody = next(iter(self._hashes.values()), None)  # whose hash an unknown name is checked against
         self._pepper = pepper
         self._remembered: set[bytes] = set()
 
@@ -72,7 +72,8 @@ class Users:
     def verify(self, name: str, password: bytes) -> bool:
         """The whole check. Blocks for tens of milliseconds, whether the user exists or not: call it in a thread."""
         known = self._hashes.get(name)
-        right = (known or self._nobody).verify(password) and known is not None
+        checked = known or self._nobody
+        right = checked is not None and checked.verify(password) and known is not None
         if right:
             if len(self._remembered) >= REMEMBERED_MAX:
                 self._remembered.clear()
