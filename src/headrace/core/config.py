@@ -87,11 +87,11 @@ class HubConfig(Section, frozen=True):
 class RouteConfig(Section, frozen=True):
     """[routes.NAME] Where messages and the hub's own events go. One that fits several routes goes once to each endpoint."""
 
+    endpoints: tuple[str, ...]  # streams; `events` is another name of `telemetry`
     source: Literal["DeviceMessages", "TwinChangeEvents", "DeviceLifecycleEvents", "DeviceConnectionStateEvents"] = (
         "DeviceMessages"
     )
     condition: str = "true"  # IoT Hub's routing language, such as `$body.temperature > 80 AND level = 'hot'`
-    endpoints: tuple[str, ...]  # streams; `events` is another name of `telemetry`
     enabled: bool = True
 
 
