@@ -298,3 +298,17 @@ def test_state_of_keys_that_went_silent_is_let_go() -> None:
         held.append(sum(operator["state_rows"] for operator in running.stats()["operators"]))
     assert max(held[30:]) <= max(held[:30])
     assert max(sizes[30:]) <= 1.05 * max(sizes[:30])
+
+
+def test_records_kept_by_field_are_the_records_they_stand_for() -> None:
+    present = np.array([True, False, True])
+    odd = values.of(values.BIGINT, np.array([1, 0, 0]), present)
+    struct = values.Struct({"IsAnomaly": odd, "Score": values.from_values([0.5, None, 0.25])}, present)
+    whole = [{"IsAnomaly": 1, "Score": 0.5}, None, {"IsAnomaly": 0, "Score": 0.25}]
+    assert struct.to_list() == whole
+    assert struct.take(np.array([2, -1, 1, 0])).to_list() == [whole[2], None, None, whole[0]]
+    assert struct.slice(1, 3).to_list() == whole[1:]
+    assert struct.where(np.array([False, True, True])).to_list() == [None, None, whole[2]]
+    assert values.concat([struct, struct]).to_list() == whole * 2
+    assert struct.field("score").to_list() == [0.5, None, 0.25]
+    assert struct.field("other").to_list() == [None] * 3

@@ -150,6 +150,8 @@ def field_of(of: Eval, name: str) -> Eval:
 
     def read(frame: Frame) -> Column:
         column = of(frame)
+        if isinstance(column, values.Struct):
+            return column.field(name)
         if RECORD not in column.kinds():
             return Column(frame.rows)
         return values.from_values([get_field(record, name) for record in column.to_list()])

@@ -7,7 +7,7 @@ or three, and every kernel still runs on whole arrays. Data under a part's mask 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,6 +199,56 @@ class Constant(Column):
 
     def to_arrow(self) -> pa.Array:
         return self.spread().to_arrow()
+
+
+class Struct(Column):
+    """Records with the same fields, kept as a column per field. Dicts are made only where somebody asks for them.
+
+    `present` says which rows have a record; the others are null, and so are their fields.
+    """
+
+    __slots__ = ("_made", "fields", "present")
+
+    def __init__(self, fields: Mapping[str, Column], present: Bools) -> None:
+        self.rows = len(present)
+        self.fields = dict(fields)
+        self.present = present
+        self._made: tuple[Part, ...] | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:  # type: ignore[override]
+        if self._made is None:
+            data = np.empty(self.rows, object)
+            rows = zip(*(column.to_list() for column in self.fields.values()), strict=True)
+            data[:] = [dict(zip(self.fields, row, strict=True)) for row in rows]
+            self._made = of(RECORD, data, self.present).parts
+        return self._made
+
+    def field(self, name: str) -> Column:
+        """One field of all records, exact spelling first."""
+        found = self.fields.get(name)
+        if found is None:
+            found = next((column for key, column in self.fields.items() if key.lower() == name.lower()), None)
+        return Column(self.rows) if found is None else found
+
+    def valid(self) -> Bools:
+        return self.present.copy()
+
+    def kinds(self) -> set[int]:
+        return {RECORD} if self.present.any() else set()
+
+    def take(self, at: Ints) -> Column:
+        present = (at >= 0) & self.present[at] if self.rows else np.zeros(len(at), np.bool_)
+        return Struct({name: column.take(at) for name, column in self.fields.items()}, present)
+
+    def slice(self, start: int, stop: int) -> Column:
+        fields = {name: column.slice(start, stop) for name, column in self.fields.items()}
+        return Struct(fields, self.present[start:stop])
+
+    def where(self, keep: Bools) -> Column:
+        if keep.all():
+            return self
+        return Struct({name: column.where(keep) for name, column in self.fields.items()}, self.present & keep)
 
 
 class Repeat(NamedTuple):
