@@ -12,6 +12,7 @@ from headrace.core.errors import Unavailable
 from headrace.devices.model import Module
 from headrace.devices.twins import Twin
 from headrace.gateway.egress import REQUESTS_MAX
+from headrace.gateway.limits import Over
 from headrace.wire.iothub import sas
 from headrace.wire.iothub.topics import Identity, user_name
 from headrace.wire.mqtt import codec
@@ -105,14 +106,15 @@ async def test_too_many_requests_at_once_are_answered_with_429(parts: Parts) -> 
 
 
 async def test_a_throttled_device_is_told_when_to_come_again(parts: Parts) -> None:
-    parts.egress.throttle = lambda identity, operation: 2.5 if operation == "twin.update" else 0.0
+    over = {"twin_updates": Over("device_twin_updates_per_s", 5, 2.5)}
+    parts.egress.throttle = lambda operation, device: over.get(operation)
     connection, wire = await listening(parts)
     say(connection, f"{REPORT}1", b"{}")
     say(connection, f"{GET}2")
     refused, answer = await arrives(wire, 2)
     assert refused.topic == "$iothub/twin/res/429/?$rid=1"
     assert refused.json["errorCode"] == 429001
-    assert "2.5 s" in refused.json["message"]
+    assert "[limits] device_twin_updates_per_s is 5; retry after 2.5 s" in refused.json["message"]
     assert answer.topic == "$iothub/twin/res/200/?$rid=2"
 
 

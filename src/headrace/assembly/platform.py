@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headrace.devices.commands import DeviceCommands
     from headrace.devices.policies import PolicyStore
     from headrace.devices.queries import DeviceQueries
+    from headrace.devices.routes import Routing
     from headrace.docstore.sqlite import SqliteDocStore
     from headrace.eventlog.contract import EventLog
     from headrace.functions.process import Means
@@ -82,13 +83,13 @@ class Platform:
     def docs(self) -> SqliteDocStore:
         from headrace.devices import mailbox, twins
         from headrace.docstore.sqlite import SqliteDocStore
-        from headrace.gateway import presence, sessions
+        from headrace.gateway import limits_throttled, presence, refusals, sessions
 
         made = SqliteDocStore(
             self.project.state_folder("documents") / "documents.db",
             self.clock,
             newest_only=(twins.COLLECTION, presence.COLLECTION, sessions.COLLECTION),
-            unfed=(mailbox.COLLECTION, mailbox.FEEDBACK),
+            unfed=(mailbox.COLLECTION, mailbox.FEEDBACK, refusals.COLLECTION, limits_throttled.COLLECTION),
         )
         self._closers.append(made.close)
         return made
@@ -144,6 +145,22 @@ class Platform:
         from headrace.devices.policies import PolicyStore
 
         return PolicyStore(self.docs, self.clock, os.urandom)
+
+    @cached_property
+    def routing(self) -> Routing:
+        """Raises UserError that names a route which cannot be."""
+        from headrace.devices.routes import Routing
+        from headrace.gateway.routing import endpoint_problem
+
+        settings = self.settings
+        name = settings.hub.name or self.hostname
+        return Routing(
+            settings.routes,
+            settings.enrichments,
+            fallback=settings.hub.fallback,
+            hub_name=name,
+            problem=endpoint_problem,
+        )
 
     @cached_property
     def authority(self) -> DevelopmentAuthority:
@@ -203,10 +220,12 @@ class Platform:
 
     async def ledger_report(self, *, wait_s: float = 0.0) -> dict[str, Any]:
         """The books, after waiting up to `wait_s` for the stages to catch up."""
+        from headrace.devices.routes import used_endpoints
         from headrace.gateway.streams import PLATFORM_STREAMS, STREAM
         from headrace.jobs.ledger import LedgerReport
 
         streams = self.settings.streams
+        routed = used_endpoints(self.settings.routes.values())
         report = LedgerReport(
             self.log,
             self.ledger,
@@ -215,6 +234,6 @@ class Platform:
             lake_streams=lambda stream: stream not in streams or streams[stream].lake,
             warehouse=self.warehouse if self.settings.warehouse.enabled and self.settings.entities else None,
             entities={name: config.stream for name, config in self.settings.entities.items() if config.enabled},
-            shared=frozenset({STREAM, *PLATFORM_STREAMS, *device_streams(self.settings)}),
+            shared=frozenset({STREAM, *PLATFORM_STREAMS, *routed, *device_streams(self.settings)}),
         )
         return await report.run(wait_s=wait_s)

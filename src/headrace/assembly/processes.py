@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from headrace.assembly.hub import gateway_parts, run_gateway
 from headrace.assembly.models import load_reference, served_models, user_functions
-from headrace.assembly.platform import Platform, device_streams
+from headrace.assembly.platform import Platform
 from headrace.core.config import Settings
 from headrace.core.errors import NotFound, nearest
 from headrace.core.lean import hide
@@ -23,16 +23,16 @@ def parts(settings: Settings) -> list[str]:
     """The processes of a project, in the order they stop: the door first, what drains it later."""
     functions = [f"function:{name}" for name, function in settings.functions.items() if function.enabled]
     entities = ["function:entities"] if settings.warehouse.enabled and settings.entities else []
-    return ["gateway", "jobs", *functions, "alerts", *entities, "function:lake", "web"]
+    return [*gateway_parts(settings), "jobs", *functions, "alerts", *entities, "function:lake", "web"]
 
 
 async def run_part(platform: Platform, part: str, ready: Ready, stop: asyncio.Event) -> None:
     """Run one part until `stop` is set. `ready` is told the addresses that others may use."""
     kind, _, name = part.partition(":")
-    if part in LEAN_PARTS:
+    if part in LEAN_PARTS or kind == "gateway":
         hide("pandas")
     runners: dict[str, Callable[[], Awaitable[None]]] = {
-        "gateway": lambda: _gateway(platform, ready, stop),
+        "gateway": lambda: _gateway(platform, part, ready, stop),
         "jobs": lambda: _jobs(platform, ready, stop),
         "alerts": lambda: _alerts(platform, ready, stop),
         "web": lambda: _web(platform, ready, stop),
@@ -59,40 +59,12 @@ async def _until(stop: asyncio.Event, *work: Awaitable[None]) -> None:
         await asyncio.gather(*tasks, stopped, return_exceptions=True)
 
 
-async def _gateway(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
-    from headrace.core.identity import EventIds
-    from headrace.devices.queries import DeviceDirectory
-    from headrace.gateway.bus import Bus
-    from headrace.gateway.presence import WORKER
-    from headrace.gateway.server import Gateway
+async def _gateway(platform: Platform, part: str, ready: Ready, stop: asyncio.Event) -> None:
+    async def until(*work: Awaitable[None]) -> None:
+        once = (_retain(platform), _expire(platform)) if part == "gateway" else ()
+        await _until(stop, *work, *once)
 
-    await platform.policies.ensure()
-    directory = DeviceDirectory(platform.docs, clock=platform.clock)
-    await directory.open()
-    gateway = Gateway(
-        platform.settings.gateway,
-        log=platform.log,
-        docs=platform.docs,
-        directory=directory,
-        authority=platform.authority,
-        clock=platform.clock,
-        metrics=platform.metrics,
-        ids=EventIds(os.urandom(16)),
-        streams=device_streams(platform.settings),
-        random_bytes=os.urandom,
-        bus=Bus(platform.project.state_folder("run"), WORKER),
-    )
-    listening = await gateway.start()
-    try:
-        addresses = {"mqtt": f"mqtts://{platform.hostname}:{listening.mqtt_port}"}
-        addresses["https"] = f"https://{platform.hostname}:{listening.https_port}"
-        if listening.plain_port >= 0:
-            addresses["mqtt-plain"] = f"mqtt://127.0.0.1:{listening.plain_port}"
-        addresses["ca"] = str(platform.authority.ca_path)
-        ready(addresses)
-        await _until(stop, directory.run(), _retain(platform), _expire(platform))
-    finally:
-        await gateway.stop()
+    await run_gateway(platform, part, ready, until)
 
 
 async def _retain(platform: Platform) -> None:

@@ -19,6 +19,7 @@ from headrace.core.errors import Conflict, HeadraceError, Unavailable, UserError
 from headrace.devices.mailbox import Letter, Mailbox
 from headrace.devices.twins import TwinService
 from headrace.gateway.bus import Bus
+from headrace.gateway.limits import Over
 from headrace.gateway.methods import Methods
 from headrace.wire.iothub.methods import parse_answer, question_topic
 from headrace.wire.iothub.properties import encode_mail_bag
@@ -47,9 +48,9 @@ DESIRED, MAIL = "twin.desired", "mailbox.mail"
 
 log = structlog.get_logger()
 
-Operation: TypeAlias = Literal["twin.read", "twin.update"]
-Throttle: TypeAlias = Callable[[Identity, Operation], float]
-"""How many seconds an identity should wait before an operation; 0 lets it through."""
+Operation: TypeAlias = Literal["twin_reads", "twin_updates"]
+Throttle: TypeAlias = Callable[[Operation, str], Over | None]
+"""What stands in the way of a device's operation; None lets it through."""
 
 
 class Peer(Protocol):
@@ -81,7 +82,7 @@ class Egress:
         methods: Methods,
         bus: Bus,
         clock: Clock,
-        throttle: Throttle = lambda identity, operation: 0.0,
+        throttle: Throttle = lambda operation, device: None,
     ) -> None:
         self.twins = twins
         self.mailbox = mailbox
@@ -245,9 +246,10 @@ class Line:
         if len(self._requests) >= REQUESTS_MAX:
             self._refuse(request.rid, 429, 429_001, f"more than {REQUESTS_MAX} twin requests wait")
             return True
-        wait_s = self._egress.throttle(self.identity, "twin.read" if isinstance(request, TwinGet) else "twin.update")
-        if wait_s > 0:
-            self._refuse(request.rid, 429, 429_001, f"too many twin requests, retry after {wait_s:.1f} s")
+        operation: Operation = "twin_reads" if isinstance(request, TwinGet) else "twin_updates"
+        over = self._egress.throttle(operation, self.identity.device)
+        if over is not None:
+            self._refuse(request.rid, 429, 429_001, f"{over}; retry after {over.retry_s:.1f} s")
             return True
         self._requests.append(_Request(request, payload))
         if not self._answering:

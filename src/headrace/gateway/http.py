@@ -18,7 +18,7 @@ from headrace.core.errors import HeadraceError
 from headrace.devices.certificates import ClientCertificate
 from headrace.gateway.admission import STALE, Admission, Admitted, Refused
 from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
-from headrace.gateway.limits import RateLimit
+from headrace.gateway.limits import Limits
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.streams import NOT_ALLOWED
 from headrace.gateway.tls import certificate_of
@@ -48,9 +48,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class Denied(HeadraceError):
     """An answer other than 204. `reason` is counted."""
 
-    def __init__(self, status: int, reason: str, message: str, hint: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, hint: str, *, retry_after: str = "") -> None:
         super().__init__(message, hint=hint, code=f"gateway.{reason}")
         self.status = status
+        self.retry_after = retry_after or RETRY_AFTER.get(status, "")
         self.reason = reason
 
 
@@ -74,14 +75,14 @@ class HttpDoor:
         admission: Admission,
         ingress: Ingress,
         refusals: Refusals,
-        limit: RateLimit,
+        limits: Limits,
         clock: Clock,
         message_bytes_max: int,
     ) -> None:
         self._admission = admission
         self._ingress = ingress
         self._refusals = refusals
-        self._limit = limit
+        self._limits = limits
         self._clock = clock
         self._bytes_max = message_bytes_max
 
@@ -93,8 +94,10 @@ class HttpDoor:
             await self._take(Identity(device), scope, receive)
         except Denied as exc:
             address = str((scope.get("client") or ("",))[0])
-            self._refusals.note(exc.reason, detail=exc.message, device=device[:128], address=address)
-            await _answer(send, exc.status, {"code": exc.code, "message": exc.message, "hint": exc.hint})
+            self._refusals.note(exc.reason, detail=exc.message, device=device, address=address, hint=exc.hint)
+            await _answer(
+                send, exc.status, {"code": exc.code, "message": exc.message, "hint": exc.hint}, exc.retry_after
+            )
         else:
             await _answer(send, 204, None)
 
@@ -103,8 +106,9 @@ class HttpDoor:
         admitted = await self._admit(identity, dict(headers).get("authorization", ""), shown_in(scope))
         if self._ingress.full or self._ingress.trouble:
             raise Denied(503, "unavailable", "the event log takes no events at the moment", "send it again later")
-        if self._limit.wait_s > THROTTLE_S:
-            raise Denied(429, "throttled", "more events a second than this hub allows", "send it again later")
+        if over := self._limits.telemetry_over(identity.device, patience_s=THROTTLE_S):
+            hint = f"send it again in {over.retry_after} s"
+            raise Denied(429, "throttled", str(over), hint, retry_after=over.retry_after)
         origin = Origin.of(identity, admitted.device)
         properties = _properties(headers)
         try:
@@ -117,6 +121,8 @@ class HttpDoor:
             raise Denied(400, NOT_ALLOWED, problem, self._ingress.streams.hint(stream))
         topic = origin.prefix + encode_bag(properties.system, properties.application)
         sender = _Waiting()
+        if (wait_s := self._limits.charge(identity.device, 1, len(topic) + len(body))) > 0:
+            await self._clock.sleep(wait_s)
         self._ingress.add(Piece(origin, [(0x32, topic, b"\0\1", body)], len(topic) + len(body), sender))
         try:
             await asyncio.wait_for(sender.done, STORE_TIMEOUT_S)
@@ -194,12 +200,12 @@ def _properties(headers: list[tuple[str, str]]) -> Properties:
     return found
 
 
-async def _answer(send: Send, status: int, body: dict[str, str] | None) -> None:
+async def _answer(send: Send, status: int, body: dict[str, str] | None, retry_after: str = "") -> None:
     data = b"" if body is None else orjson.dumps(body)
     headers = [(b"content-type", b"application/json")] if body else []
     headers += [(b"content-length", str(len(data)).encode())] if body else []
-    if status in RETRY_AFTER:
-        headers.append((b"retry-after", RETRY_AFTER[status].encode()))
+    if retry_after:
+        headers.append((b"retry-after", retry_after.encode()))
     if status == 405:
         headers.append((b"allow", b"POST"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -26,6 +26,7 @@ from headrace.devices.model import Device
 from headrace.eventlog.contract import EventLog
 from headrace.gateway.limits import RateLimit
 from headrace.gateway.refusals import Refusals
+from headrace.gateway.routing import Router
 from headrace.gateway.streams import NOT_ALLOWED, SET_ASIDE, STREAM, DeviceStreams
 from headrace.wire.iothub.properties import BagReader
 from headrace.wire.iothub.topics import Identity, telemetry_prefix
@@ -35,6 +36,7 @@ SET_ASIDE_BODY_BYTES = 65_536
 SET_ASIDE_WAITING_MAX = 500
 PENDING_BYTES_MAX = 128 * 1024 * 1024
 PENDING_BATCHES_MAX = 20
+LIMITED_BATCH_S, LIMITED_WAIT_S = 0.1, 2.0
 RETRY_S, RETRY_MAX_S = 0.05, 2.0
 
 log = structlog.get_logger()
@@ -100,6 +102,7 @@ class Ingress:
         pending_bytes_max: int = PENDING_BYTES_MAX,
         streams: DeviceStreams | None = None,
         refusals: Refusals | None = None,
+        router: Router | None = None,
     ) -> None:
         self._events = events
         self._clock = clock
@@ -108,9 +111,13 @@ class Ingress:
         self._limit = limit
         self.streams = streams or DeviceStreams()
         self._refusals = refusals or Refusals(metrics, clock)
+        self._router = router if router is not None and router.active else None
         self._interval_s = interval_s
         self._batch_rows_max = batch_rows_max
         self._rows_max = batch_rows_max * PENDING_BATCHES_MAX
+        if limit.per_s:  # what waits for the limit's sake is told late, so little of it may wait
+            self._batch_rows_max = max(1, min(batch_rows_max, int(limit.per_s * LIMITED_BATCH_S)))
+            self._rows_max = max(1, min(self._rows_max, int(limit.per_s * LIMITED_WAIT_S)))
         self._bytes_max = pending_bytes_max
         self._producer = (
             f"gateway-{ids.take()}-{clock.now():x}"  # never that of an earlier process: its epochs are done
@@ -184,7 +191,6 @@ class Ingress:
             if pieces:
                 await self._store(pieces)
             if rejects:
-                self._epoch += 1
                 await self._append(SET_ASIDE, self._reject_batch(rejects))
             if self._closing and not self._pieces and not self._rejects:
                 return
@@ -221,27 +227,47 @@ class Ingress:
         return taken
 
     async def _store(self, pieces: list[Piece]) -> None:
+        taken = sum(len(piece.frames) for piece in pieces)
+        size_bytes = sum(piece.size_bytes for piece in pieces)
+        if self._router is not None and self._router.twins is not None:
+            await self._know_twins(pieces)
         batches = self._batches(pieces)
         rows = sum(batch.num_rows for _, batch in batches)
-        wait_s = self._limit.take(rows)
+        wait_s = self._limit.take(taken, size_bytes)
         if wait_s > 0:
             await self._clock.sleep(wait_s)
         began = self._clock.monotonic()
-        for stream, batch in batches:  # all are durable before any sender hears of it
-            self._epoch += 1
-            await self._append(stream, batch)
+        if len(batches) == 1:
+            await self._append(*batches[0])
+        else:  # all are durable before any sender hears of it
+            await asyncio.gather(*(self._append(stream, batch) for stream, batch in batches))
         self._append_s.observe(self._clock.monotonic() - began)
-        size_bytes = sum(piece.size_bytes for piece in pieces)
         self._batches_total.inc(len(batches))
         self._events_total.inc(rows)
         self._bytes_total.inc(size_bytes)
-        self._pending_rows -= rows
+        self._pending_rows -= taken
         self._pending_bytes -= size_bytes
         self._acknowledge(pieces)
         if self.full and self._pending_rows <= self._rows_max // 2 and self._pending_bytes <= self._bytes_max // 2:
             self.full = False
             for callback in self.on_room:
                 callback()
+
+    async def _know_twins(self, pieces: Sequence[Piece]) -> None:
+        """Have the twins that conditions look at. Until they can be read the messages wait, as they do for the log."""
+        assert self._router is not None
+        assert self._router.twins is not None
+        senders = {Identity(piece.origin.device, piece.origin.module) for piece in pieces}
+        delay_s = RETRY_S
+        while True:
+            try:
+                await self._router.twins.fetch(senders)
+            except Unavailable as exc:
+                self._note_trouble(f"{exc.code}: {exc.message}")
+                await self._clock.sleep(self._rng.uniform(0.5, 1.0) * delay_s)
+                delay_s = min(RETRY_MAX_S, delay_s * 2)
+            else:
+                return
 
     @staticmethod
     def _acknowledge(pieces: list[Piece]) -> None:
@@ -259,10 +285,11 @@ class Ingress:
 
     async def _append(self, stream: str, batch: EventBatch) -> None:
         """Append until the log takes it. What other errors a log may raise, the events must not be lost for them."""
-        delay_s = RETRY_S
+        self._epoch += 1
+        epoch, delay_s = self._epoch, RETRY_S
         while True:
             try:
-                await self._events.append(stream, batch, producer=self._producer, epoch=self._epoch)
+                await self._events.append(stream, batch, producer=self._producer, epoch=epoch)
             except Unavailable as exc:
                 self._note_trouble(f"{exc.code}: {exc.message}")
             except Exception as exc:
@@ -312,18 +339,22 @@ class Ingress:
             }
         )
         if all(not each[4] for each in described):
-            return [(STREAM, batch)]
-        return self._sorted(batch, [each[4] or STREAM for each in described], origins)
+            return [(STREAM, batch)] if self._router is None else self._router.split(batch)
+        return self._sorted(batch, [each[4] for each in described], origins)
 
     def _sorted(
         self, batch: EventBatch, wanted: Sequence[str], origins: Sequence[Origin]
     ) -> list[tuple[str, EventBatch]]:
-        """A batch cut by the streams that its rows ask for; rows that may not have theirs are to be set aside."""
+        """A batch cut by the streams that its rows ask for; rows that may not have theirs are to be set aside, and those that
+        ask for none are routed."""
         rows: dict[str, list[int]] = {}
         for index, stream in enumerate(wanted):
             rows.setdefault(stream, []).append(index)
+        routed = rows.pop("", []) if self._router is not None else []
         problems = {stream: self.streams.problem(stream) for stream in rows}
-        parts = [(stream, batch.take(pa.array(rows[stream]))) for stream in rows if not problems[stream]]
+        parts = [(stream or STREAM, batch.take(pa.array(rows[stream]))) for stream in rows if not problems[stream]]
+        if routed and self._router is not None:
+            parts = _joined(parts + self._router.split(batch.take(pa.array(routed))))
         bodies = batch.column("_body")
         rejects = [
             Reject(origins[index], NOT_ALLOWED, problems[stream], bodies[index].as_py())
@@ -351,3 +382,11 @@ class Ingress:
                 "_body": [reject.body for reject in rejects],
             }
         )
+
+
+def _joined(parts: list[tuple[str, EventBatch]]) -> list[tuple[str, EventBatch]]:
+    """One batch a stream: an epoch of a producer names one append to a stream."""
+    found: dict[str, list[EventBatch]] = {}
+    for stream, batch in parts:
+        found.setdefault(stream, []).append(batch)
+    return [(stream, pa.concat_batches(batches)) for stream, batches in found.items()]

@@ -19,7 +19,8 @@ from headrace.devices.model import Device, Module
 from headrace.gateway.admission import STALE, UNAVAILABLE, Admission, Admitted, Refused
 from headrace.gateway.egress import Egress, Line
 from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
-from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES
+from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES, Limits
+from headrace.gateway.limits_shaper import Shaper
 from headrace.gateway.presence import Presence
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.sessions import FILTERS_MAX, Sessions
@@ -45,6 +46,7 @@ CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 KEEP_ALIVE_MAX_S = 1767.0
 SWEEP_S = 1.0
+BEAT_S = 60.0
 SAVE_TIMEOUT_S = 8.0  # SDKs wait ten seconds for a SUBACK
 LEARNING = "learning"  # the hold of a connection whose device is being looked for
 TAKEOVER, DISCONNECT = "mqtt.takeover", "mqtt.disconnect"
@@ -71,7 +73,9 @@ class MqttDoor:
         metrics: Metrics,
         message_bytes_max: int,
         connections_max: int,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits
         self.admission = admission
         self.ingress = ingress
         self.sessions = sessions
@@ -187,6 +191,7 @@ class MqttDoor:
         now, utc_s = self.clock.monotonic(), self.clock.now() / TICKS_PER_S
         for connection in list(self.connections):
             connection.check(now, utc_s)
+            connection.beat(now)
 
     async def close(self) -> None:
         """Close every connection; wills are not sent, for the devices did nothing wrong."""
@@ -229,12 +234,13 @@ class MqttConnection(asyncio.Protocol):
         self._filters: dict[str, int] = {}
         self._keep_alive_s = CONNECT_TIMEOUT_S
         self._expires_s = float("inf")
-        self._last_seen = 0.0
+        self._last_seen = self._told_at = 0.0
         self._closing_at: float | None = None
         self._holds: set[str] = set()
         self._deferred: list[Action] = []  # what came behind a CONNECT that is not answered yet
         self._frame_bytes_bound = 0  # no frame that is being read is larger
         self._line: Line | None = None
+        self._shaper: Shaper | None = None
         self.identity: Identity | None = None
         self.entered = 0  # ticks
         self.address = ""
@@ -246,7 +252,7 @@ class MqttConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
         peer = transport.get_extra_info("peername") or ("",)
         self.address = str(peer[0])
-        self._last_seen = self._door.clock.monotonic()
+        self._last_seen = self._told_at = self._door.clock.monotonic()
         self._door.connections.add(self)
         if len(self._door.connections) > self._door.connections_max + OVER_LIMIT_MAX:
             self._refuse("connections_max", "far too many connections")
@@ -302,6 +308,8 @@ class MqttConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.reason = self.reason or ("connection_lost" if exc else "closed_by_device")
         self._closing_at = self._closing_at if self._closing_at is not None else self._door.clock.monotonic()
+        if self._shaper is not None:
+            self._shaper.flush()
         will, self._will = self._will, None
         if will is not None and self._origin is not None and not self._door.stopping:
             self._send_will(will, self._origin)
@@ -330,6 +338,15 @@ class MqttConnection(asyncio.Protocol):
             reason = "keep_alive" if self.identity else "connect_timeout"
             self._refuse(reason, f"silent for more than {self._keep_alive_s:.1f} s")
             self.close(reason)
+
+    def beat(self, now: float) -> None:
+        """Once a minute, remember when it was heard last, if it was."""
+        if self.identity is None or self._closing_at is not None or now - self._told_at < BEAT_S:
+            return
+        heard, self._told_at = self._last_seen > self._told_at, now
+        if heard and self._door.by_client.get(self.identity.client_id) is self:
+            at = self._door.clock.now() - int((now - self._last_seen) * TICKS_PER_S)
+            self._door.presence.active(self.identity, self.address, since=self.entered, at=at)
 
     def device_changed(self, device: Device | None) -> None:
         if device is None or device.generation_id != self._device_generation:
@@ -389,12 +406,16 @@ class MqttConnection(asyncio.Protocol):
             asked = self._transport if not connect.password else None
             shown = certificate_of(asked) if asked is not None else None
             admitted = door.admission.connect(connect, shown)
+            if door.limits is not None and (over := door.limits.ask("connects", admitted.identity.device)):
+                raise Refused("throttled", str(over), hint=f"retry in {over.retry_after} s", connack=UNAVAILABLE)
         except Refused as exc:
             if exc.reason in STALE and not learnt:
                 self.hold(LEARNING)
                 door.spawn(asyncio.create_task(self._learn(connect)))
                 return
-            door.refusals.note(exc.reason, detail=exc.message, device=connect.client_id[:128], address=self.address)
+            door.refusals.note(
+                exc.reason, detail=exc.message, device=connect.client_id, address=self.address, hint=exc.hint
+            )
             self._write(self._machine.refuse(exc.connack))
             self.close(exc.reason)
             return
@@ -456,6 +477,17 @@ class MqttConnection(asyncio.Protocol):
         model_id = model_id_of(connect.username or "")
         self._line = self._door.egress.open(identity, self, present=present, model_id=model_id)
         self._line.subscribed()
+        limits, door = self._door.limits, self._door
+        if limits is not None and limits.shapes:
+            self._shaper = Shaper(
+                limits,
+                identity.device,
+                door.clock,
+                release=self._hand_over,
+                hold=self.hold,
+                go_on=self.go_on,
+                spawn=lambda work: door.spawn(asyncio.get_running_loop().create_task(work)),
+            )
 
     def _publish(self, frames: list[Frame]) -> None:
         origin = self._origin
@@ -478,9 +510,16 @@ class MqttConnection(asyncio.Protocol):
         if not plain:
             frames = self._checked(frames, origin)
         if frames:
-            self._door.ingress.add(Piece(origin, frames, size_bytes, self))
-            if self._door.ingress.full:
-                self.hold("ingress")
+            piece = Piece(origin, frames, size_bytes, self)
+            if self._shaper is None:
+                self._hand_over(piece)
+            else:
+                self._shaper.add(piece)
+
+    def _hand_over(self, piece: Piece) -> None:
+        self._door.ingress.add(piece)
+        if self._door.ingress.full:
+            self.hold("ingress")
 
     def _checked(self, frames: list[Frame], origin: Origin) -> list[Frame]:
         """The telemetry among frames, up to the first that may not pass; for that one the connection is closed."""

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from headrace.core.clock import Clock
-from headrace.core.config import GatewayConfig
+from headrace.core.config import GatewayConfig, LimitsConfig
 from headrace.core.errors import Unavailable, UserError
 from headrace.core.identity import EventIds
 from headrace.core.observe.metrics import Metrics
@@ -27,6 +27,7 @@ from headrace.devices.hub_view import Views
 from headrace.devices.mailbox import Mailbox
 from headrace.devices.model import Device, Module
 from headrace.devices.queries import DeviceQueries
+from headrace.devices.routes import Routing
 from headrace.devices.twins import TwinService
 from headrace.docstore.contract import DocStore
 from headrace.eventlog.contract import EventLog
@@ -38,7 +39,8 @@ from headrace.gateway.egress import Egress
 from headrace.gateway.http import HttpDoor
 from headrace.gateway.https import Asgi, HttpsServer, Routes
 from headrace.gateway.ingress import Ingress
-from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES, RateLimit
+from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES, Limits
+from headrace.gateway.limits_throttled import Throttled
 from headrace.gateway.listen import BACKLOG, is_loopback, open_port, port_of
 from headrace.gateway.methods import Methods
 from headrace.gateway.mqtt import MqttDoor
@@ -47,6 +49,8 @@ from headrace.gateway.proxy import ProxyDoor, TrustedProxies
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.rest.app import RestDoor
 from headrace.gateway.rest.services import HubServices
+from headrace.gateway.routing import Router
+from headrace.gateway.routing_events import HubEvents
 from headrace.gateway.sessions import Sessions
 from headrace.gateway.streams import DeviceStreams
 from headrace.gateway.tls import Make, TlsServer, server_context
@@ -87,7 +91,8 @@ class Gateway:
     `directory` must have been opened, and `ids` seeded with random bytes of this process. `streams` are open to devices
     besides `telemetry`. `rest` answers the HTTPS requests that are not a device's telemetry: the service API, unless given.
     `ports` are what the first of several workers got: this one takes exactly those. `bus` reaches the project's other gateway
-    processes, and `shared` says that they serve the same devices. Raises UserError for settings that would be unsafe.
+    processes, and `shared` says that they serve the same devices.
+    `routing` and `limits` are the project's. Raises UserError for settings that would be unsafe.
     """
 
     def __init__(
@@ -108,6 +113,8 @@ class Gateway:
         random_bytes: Callable[[int], bytes] = os.urandom,
         bus: Bus | None = None,
         shared: bool = False,
+        routing: Routing | None = None,
+        limits: LimitsConfig | None = None,
     ) -> None:
         _check(config)
         self._config = config
@@ -121,8 +128,22 @@ class Gateway:
         self.twins = TwinService(docs, clock, random_bytes=random_bytes)
         self.mailbox = Mailbox(docs, clock, ids, bury=DeadLetters(log).bury)
         self.methods = Methods(self.bus, random_bytes=random_bytes)
-        refusals = Refusals(metrics, clock)
-        limit = RateLimit(config.events_per_s_max, clock)
+        refusals = Refusals(metrics, clock, self._writer)
+        self.throttled = Throttled(metrics, clock, writer=self._writer, worker=self.bus.name or WORKER)
+        self.limits = Limits(limits or LimitsConfig(), clock, self.throttled, messages_per_s=config.events_per_s_max)
+        routing = routing or Routing({})
+        self._docs = docs
+        self._hub_events = HubEvents(
+            routing,
+            log,
+            clock=clock,
+            ids=ids,
+            metrics=metrics,
+            hub_name=routing.hub_name or config.hostname or config.host,
+            first=(self.bus.name or WORKER) == WORKER,
+        )
+        self.twins.on_change.append(self._hub_events.twin_changed)
+        self.presence.on_arrival.append(self._hub_events.arrived)
         self._clock = clock
         self._known_ports = ports
         self._refusals = refusals
@@ -136,18 +157,27 @@ class Gateway:
             rng=rng or random.Random(ids.take()),
             ids=ids,
             metrics=metrics,
-            limit=limit,
+            limit=self.limits.telemetry,
             interval_s=config.commit_interval_ms / 1000,
             batch_rows_max=config.batch_rows_max,
             streams=DeviceStreams(streams),
             refusals=refusals,
+            router=Router(routing, clock=clock, metrics=metrics, twins=self.twins, bytes_max=config.message_bytes_max),
         )
         self.door = MqttDoor(
             admission=admission,
             ingress=self.ingress,
             sessions=self._sessions,
             presence=self.presence,
-            egress=Egress(twins=self.twins, mailbox=self.mailbox, methods=self.methods, bus=self.bus, clock=clock),
+            egress=Egress(
+                twins=self.twins,
+                mailbox=self.mailbox,
+                methods=self.methods,
+                bus=self.bus,
+                clock=clock,
+                throttle=self.limits.ask,
+            ),
+            limits=self.limits,
             refusals=refusals,
             clock=clock,
             metrics=metrics,
@@ -158,7 +188,7 @@ class Gateway:
             admission=admission,
             ingress=self.ingress,
             refusals=refusals,
-            limit=limit,
+            limits=self.limits,
             clock=clock,
             message_bytes_max=config.message_bytes_max,
         )
@@ -174,10 +204,12 @@ class Gateway:
         UserError instead. Raises Unavailable when documents cannot be read."""
         ports = self._open_ports()
         try:
-            await self.presence.open()
+            await self.presence.open(alive=self.bus.peers())
             await self._sessions.open()
             await asyncio.to_thread(self.ingress.warm)
             await self._authorities.refresh()
+            await self._refusals.open(self._docs)
+            await self.throttled.open(self._docs)
             pair = await asyncio.to_thread(self._authority.server_pair, sorted(self._names))
             self._tasks = [
                 self._spawn(self.ingress.run(), "ingress"),
@@ -185,16 +217,22 @@ class Gateway:
                 self._spawn(self.door.sweep(), "sweep"),
                 self._spawn(self._authorities.run(), "authorities"),
                 self._spawn(self.door.egress.sweep_mail(), "mail"),
+                self._spawn(self._refusals.run(), "refusals"),
+                self._spawn(self.throttled.run(), "throttled"),
+                self._spawn(self._hub_events.run(), "hub_events"),
             ]
             tls = TlsServer(server_context(*pair), on_failed=self._noter("tls"))
             self._tasks.append(self._spawn(self._renew(tls, pair), "certificate"))
-            await self._serve(ports, tls)
             await self._join()
+            await self._serve(ports, tls)
             self._directory.on_change.append(self.door.device_changed)
             self._directory.on_module_change.append(self.door.module_changed)
+            self._directory.on_change.append(self._hub_events.device_changed)
+            self._directory.on_module_change.append(self._hub_events.module_changed)
         except BaseException:
             for port in ports.values():
                 port.close()
+            await self.bus.stop()
             await self._end_tasks()
             raise
         listening = Listening(*(port_of(ports[name]) if name in ports else -1 for name in ("mqtt", "https", "plain")))
@@ -219,8 +257,14 @@ class Gateway:
         if self.door.device_changed in self._directory.on_change:
             self._directory.on_change.remove(self.door.device_changed)
             self._directory.on_module_change.remove(self.door.module_changed)
+            self._directory.on_change.remove(self._hub_events.device_changed)
+            self._directory.on_module_change.remove(self._hub_events.module_changed)
         await self.bus.stop()
         await self._end_tasks()
+        self._refusals.write()
+        self.throttled.write()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hub_events.flush(), STOP_TIMEOUT_S)
         with contextlib.suppress(Unavailable, TimeoutError):
             await asyncio.wait_for(self._writer.flush(), STOP_TIMEOUT_S)
         log.info("gateway.stopped")
@@ -236,7 +280,12 @@ class Gateway:
             methods=self.methods,
         )
         return RestDoor(
-            services, admission=self.admission, refusals=self._refusals, clock=clock, random_bytes=random_bytes
+            services,
+            admission=self.admission,
+            refusals=self._refusals,
+            clock=clock,
+            random_bytes=random_bytes,
+            limits=self.limits,
         )
 
     def health(self) -> str:

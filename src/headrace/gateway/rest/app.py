@@ -17,8 +17,20 @@ from headrace.core.clock import Clock, to_iso
 from headrace.core.errors import HeadraceError
 from headrace.devices.policies import Right
 from headrace.gateway.admission import STALE, Admission, Refused
+from headrace.gateway.limits import Limits, Operation
 from headrace.gateway.refusals import Refusals
-from headrace.gateway.rest.errors import FAILED, INVALID, NO_METHOD, NO_PATH, UNAUTHORIZED, Denied, Kind, kind_of, told
+from headrace.gateway.rest.errors import (
+    FAILED,
+    INVALID,
+    NO_METHOD,
+    NO_PATH,
+    THROTTLED,
+    UNAUTHORIZED,
+    Denied,
+    Kind,
+    kind_of,
+    told,
+)
 from headrace.gateway.rest.exchange import Answer, Receive, Request, Scope, Send
 from headrace.gateway.rest.identities import Identities
 from headrace.gateway.rest.messages import Messages
@@ -87,7 +99,9 @@ class RestDoor:
         refusals: Refusals,
         clock: Clock,
         random_bytes: Callable[[int], bytes],
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits
         self._admission = admission
         self._refusals = refusals
         self._clock = clock
@@ -105,6 +119,8 @@ class RestDoor:
             answer = self._failed(kind_of(exc), told(exc), as_json=method_call)
             if isinstance(exc, Denied) and exc.kind is NO_METHOD:
                 answer = answer._replace(headers={**answer.headers, "allow": exc.hint})
+            if isinstance(exc, Denied) and exc.retry_after:
+                answer = answer._replace(headers={**answer.headers, "retry-after": exc.retry_after})
         except Exception:
             log.exception("rest.failed", method=request.method[:20], path=request.path[:200])
             answer = self._failed(FAILED, "the hub failed; its log says why", as_json=method_call)
@@ -113,6 +129,12 @@ class RestDoor:
     async def _answer(self, request: Request) -> Answer:
         route, ids = self._route(request)
         await self._admit(request, route, ids)
+        operation = _operation(route)
+        if operation is not None and self._limits is not None:
+            over = self._limits.ask(operation, ids[0] if ids else "")
+            if over is not None:
+                hint, after = f"retry after {over.retry_after} s", over.retry_after
+                raise Denied(THROTTLED, str(over), hint=hint, code="rest.throttled", retry_after=after)
         return await route.handler(request, *ids)
 
     def _route(self, request: Request) -> tuple[Route, list[str]]:
@@ -171,6 +193,19 @@ class RestDoor:
         if kind.status in RETRY_AFTER:
             headers["retry-after"] = RETRY_AFTER[kind.status]
         return Answer(kind.status, msgspec.json.encode(body), headers)
+
+
+def _operation(route: Route) -> Operation | None:
+    """Which limit a request counts against; None for those of devices, which have their own."""
+    if route.right is None:
+        return None
+    if route.path.endswith("/methods"):
+        return "methods"
+    if route.path.startswith("twins"):
+        return "twin_reads" if route.method == "GET" else "twin_updates"
+    if route.path.endswith("/devicebound"):
+        return "c2d_sends"
+    return "queries" if route.path == "devices/query" else "registry"
 
 
 def _matched(parts: list[str], segments: list[str]) -> list[str] | None:

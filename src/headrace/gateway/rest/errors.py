@@ -47,9 +47,12 @@ KINDS = {
 class Denied(HeadraceError):
     """A request that is answered with an error which no service below knows of."""
 
-    def __init__(self, kind: Kind, message: str, *, hint: str = "", code: str = "rest.refused") -> None:
+    def __init__(
+        self, kind: Kind, message: str, *, hint: str = "", code: str = "rest.refused", retry_after: str = ""
+    ) -> None:
         super().__init__(message, hint=hint, code=code)
         self.kind = kind
+        self.retry_after = retry_after  # seconds, where they are known
 
 
 def kind_of(error: HeadraceError) -> Kind:
