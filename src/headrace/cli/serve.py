@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    part: Annotated[str, typer.Argument(help="gateway, jobs, alerts, web, or function:NAME")],
+    part: Annotated[
+        str, typer.Argument(help="gateway, gateway:2 (its second worker), jobs, alerts, web, or function:NAME")
+    ],
     project: ProjectOption = None,
 ) -> None:
     """Run one part until SIGTERM; `headrace up` runs all of them this way.

@@ -68,9 +68,9 @@ class Supervisor:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Stop the gateway first, so that nothing new comes in, then the rest together; SIGTERM, at last SIGKILL."""
+        """Stop the gateway's workers first, so that nothing new comes in, then the rest together; SIGTERM, at last SIGKILL."""
         self._stopping.set()
-        await self._end("gateway")
+        await asyncio.gather(*(self._end(part) for part in self._processes if part.partition(":")[0] == "gateway"))
         await asyncio.gather(*(self._end(part) for part in self._processes))
         for task in self._tasks.values():
             task.cancel()

@@ -190,7 +190,7 @@ def print_addresses(project: Project) -> None:
     found: dict[str, str] = {}
     for state in runstate.read_all(project):
         found |= state.addresses
-    for name in ("console", "mqtt", "mqtt-plain", "https", "ca"):
+    for name in ("console", "mqtt", "mqtt-plain", "https", "broker", "broker-tls", "ca"):
         if name in found:
             out.print(f"  {name:<10} {found[name]}", markup=False)
 
