@@ -1,22 +1,27 @@
 """A query's rows as events.
 
 A row's event id is made from its producer, epoch and place, so that a job run again after a crash gives every row the id it
-had before.
+had before. Columns are built as columns: a closing window of thousands of rows is on the way to its readers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.core.identity import derived_event_id
-from headrace.core.schema import JSON_TYPE, EventBatch, event_batch
+from headrace.core.schema import EVENT_SCHEMA, JSON_TYPE, EventBatch
 from headrace.sql.decode import Payload
+from headrace.sql.moments import moments_text
 from headrace.sql.run import OutputRows
+from headrace.sql.values import DATETIME, TEXT, Column, plain
 
 _DEVICE = ("deviceId", "device_id", "device", "machineId", "machine_id")
 _ENTITY = ("entityId", "entity_id", "machineId", "machine_id")
 _SITE = ("factory", "site")
+_UNSTAMPED = pa.scalar(0, pa.int64())
 
 
 def output_events(pieces: Sequence[OutputRows], *, producer: str, epoch: int) -> EventBatch:
@@ -26,40 +31,73 @@ def output_events(pieces: Sequence[OutputRows], *, producer: str, epoch: int) ->
     the first of entityId, entity_id, machineId, machine_id, else the device; `_site` is factory or site. What a row lacks
     it has from the event it was made from, where there is exactly one.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("_device", "_entity_id", "_type", "_site", "_body")}
-    for piece in pieces:
-        origin = piece.data.origin
-        devices = _filled(_named(piece, _DEVICE), origin, "_device")
-        entities = _named(piece, _ENTITY)
-        columns["_device"] += [found or "" for found in devices]
-        columns["_entity_id"] += [found or other or "" for found, other in zip(entities, devices, strict=True)]
-        columns["_site"] += _filled(_named(piece, _SITE), origin, "_site")
-        columns["_type"] += [piece.output] * piece.rows
-        columns["_body"] += piece.bodies()
-    rows = len(columns["_body"])
     prefix = derived_event_id(producer, epoch, 0).removesuffix("0")
-    columns["_event_id"] = [f"{prefix}{row}" for row in range(rows)]
-    columns["_content_type"] = [JSON_TYPE] * rows
-    return event_batch(columns)
+    batches: list[EventBatch] = []
+    first = 0
+    for piece in pieces:
+        batches.append(_events(piece, prefix, first))
+        first += piece.rows
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def _named(piece: OutputRows, wanted: Sequence[str]) -> list[str | None]:
-    """Per row, the first of the `wanted` columns that has a value, as text."""
+def _events(piece: OutputRows, prefix: str, first: int) -> EventBatch:
+    rows, origin = piece.rows, piece.data.origin
+    device = _filled(_named(piece, _DEVICE), origin, "_device")
+    entity = _first_of(_named(piece, _ENTITY), device)
+    columns: dict[str, pa.Array] = {
+        "_event_id": pa.array([f"{prefix}{number}" for number in range(first, first + rows)], pa.string()),
+        "_device": _known(device),
+        "_entity_id": _known(entity),
+        "_type": _same(piece.output, rows),
+        "_site": _filled(_named(piece, _SITE), origin, "_site"),
+        "_enqueued": pa.repeat(_UNSTAMPED, rows),
+        "_content_type": _same(JSON_TYPE, rows),
+        "_body": piece.body_array(),
+    }
+    arrays = [columns[field.name] if field.name in columns else pa.nulls(rows, field.type) for field in EVENT_SCHEMA]
+    return pa.RecordBatch.from_arrays(arrays, schema=EVENT_SCHEMA)
+
+
+def _same(text: str, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(text, pa.string()), rows)
+
+
+def _named(piece: OutputRows, wanted: Sequence[str]) -> pa.Array:
+    """Per row, the first of the `wanted` columns that has a value, as text; null where none has."""
     known = None if piece.names is None else {name.lower() for name in piece.names}
-    found: list[str | None] = [None] * piece.rows
+    found = pa.nulls(piece.rows, pa.string())
     for name in wanted:
-        if known is not None and name.lower() not in known:
-            continue
-        values = piece.column(name)
-        found = [old if old is not None or new is None else str(new) for old, new in zip(found, values, strict=True)]
-        if None not in found:
+        if found.null_count == 0:
             break
+        if known is None or name.lower() in known:
+            found = _first_of(found, _text(piece.data.column(name)))
     return found
 
 
-def _filled(found: list[str | None], origin: Payload | None, column: str) -> list[str | None]:
+def _text(column: Column) -> pa.Array:
+    """The values of a column as Python would write them; most often they are text already."""
+    column = plain(column)
+    if (only := column.only(TEXT)) is not None:
+        return only
+    if (only := column.only(DATETIME)) is not None:
+        return pa.array(moments_text(only), pa.string())
+    return pa.array([None if value is None else str(value) for value in column.to_list()], pa.string())
+
+
+def _filled(found: pa.Array, origin: Payload | None, column: str) -> pa.Array:
     """`found` with its gaps filled from the events that the rows were made from."""
-    if origin is None or None not in found:
+    if origin is None or found.null_count == 0:
         return found
-    given = origin.metadata(column).to_list()
-    return [old if old is not None else new for old, new in zip(found, given, strict=True)]
+    given = origin.metadata(column).to_arrow()
+    return _first_of(found, given if given.type == pa.string() else given.cast(pa.string()))
+
+
+def _first_of(found: pa.Array, other: pa.Array) -> pa.Array:
+    """`found`, and `other` where that is null."""
+    if found.null_count == 0:
+        return found
+    return other if found.null_count == len(found) else pc.coalesce(found, other)
+
+
+def _known(found: pa.Array) -> pa.Array:
+    return found if found.null_count == 0 else pc.fill_null(found, "")
