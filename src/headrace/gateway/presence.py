@@ -43,13 +43,19 @@ OnArrival: TypeAlias = Callable[[Arrival], None]
 
 
 class Presence:
-    """`on_arrival` callbacks are told who comes and goes; they must be quick and not raise."""
+    """`shared`: other processes write of the same devices.
 
-    def __init__(self, docs: DocStore, writer: DocumentWriter, clock: Clock, *, worker: str = WORKER) -> None:
+    `on_arrival` callbacks are told who comes and goes; they must be quick and not raise.
+    """
+
+    def __init__(
+        self, docs: DocStore, writer: DocumentWriter, clock: Clock, *, worker: str = WORKER, shared: bool = False
+    ) -> None:
         self._docs = docs
         self._writer = writer
         self._clock = clock
         self._worker = worker
+        self._newest_by = "since" if shared else ""
         self._histories: OrderedDict[str, tuple[Step, ...]] = OrderedDict()
         self.on_arrival: list[OnArrival] = []
 
@@ -80,6 +86,8 @@ class Presence:
     def active(self, identity: Identity, address: str, *, since: int, at: int) -> None:
         """It is connected since `since` and sent something at `at`. For a minute's beat, not for each message."""
         history = self._histories.get(identity.client_id, ())
+        if history and history[-1][1]:
+            since = history[-1][0]  # as it was told when it came: what is written of it later must not look older
         self._write(identity, connected=True, since=since, reason="", address=address, at=at, history=history)
 
     def moved(self, identity: Identity) -> None:
@@ -119,4 +127,4 @@ class Presence:
             "last_activity": at,
             "history": history,
         }
-        self._writer.put(COLLECTION, identity.client_id, body)
+        self._writer.put(COLLECTION, identity.client_id, body, newest_by=self._newest_by)

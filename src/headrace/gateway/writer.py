@@ -1,24 +1,32 @@
 """Documents written behind: many small facts (who is connected, who subscribed to what), few transactions.
 
 Only the newest body of each document waits, so memory is bounded by the number of devices. While the store is
-unavailable, facts wait and newer ones replace them.
+unavailable, facts wait and newer ones replace them. Since all is written a little late, what two processes say of one document
+may reach the store in the wrong order: `newest_by` names the field that tells which is the newer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from headrace.core.clock import Clock
-from headrace.core.errors import Unavailable
-from headrace.docstore.contract import DocStore
+from headrace.core.errors import Conflict, Unavailable
+from headrace.docstore.contract import ABSENT, DocStore
 
 RETRY_S = 1.0
+TOGETHER_MAX = 500
+TRIES_MAX = 5
 
 log = structlog.get_logger()
+
+
+class _Fact(NamedTuple):
+    body: Mapping[str, Any] | None  # None: to be deleted
+    newest_by: str = ""
 
 
 class DocumentWriter:
@@ -26,18 +34,19 @@ class DocumentWriter:
         self._docs = docs
         self._clock = clock
         self._linger_s = linger_s
-        self._pending: dict[tuple[str, str], Mapping[str, Any] | None] = {}
+        self._pending: dict[tuple[str, str], _Fact] = {}
         self._wake = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self._lock = asyncio.Lock()
 
-    def put(self, collection: str, id: str, body: Mapping[str, Any]) -> None:
-        """Write soon; replaces what waits for the same document."""
-        self._pending[collection, id] = body
+    def put(self, collection: str, id: str, body: Mapping[str, Any], *, newest_by: str = "") -> None:
+        """Write soon; replaces what waits for the same document. With `newest_by`, a field of numbers, not over a stored body
+        whose number is larger. That costs a read each, so it is for facts that several processes write."""
+        self._pending[collection, id] = _Fact(body, newest_by)
         self._wake.set()
 
     def delete(self, collection: str, id: str) -> None:
-        self._pending[collection, id] = None
+        self._pending[collection, id] = _Fact(None)
         self._wake.set()
 
     def drop(self, collection: str, id: str) -> None:
@@ -79,11 +88,29 @@ class DocumentWriter:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    async def _write(self, taken: dict[tuple[str, str], Mapping[str, Any] | None]) -> None:
+    async def _write(self, taken: dict[tuple[str, str], _Fact]) -> None:
         for collection in sorted({collection for collection, _ in taken}):
-            bodies = {id: body for (place, id), body in taken.items() if place == collection}
-            kept = {id: body for id, body in bodies.items() if body is not None}
+            facts = {id: fact for (place, id), fact in taken.items() if place == collection}
+            kept = {id: fact.body for id, fact in facts.items() if fact.body is not None and not fact.newest_by}
             if kept:
                 await self._docs.put_many(collection, kept)
-            for id in bodies.keys() - kept.keys():
+            for id in [id for id, fact in facts.items() if fact.body is None]:
                 await self._docs.delete(collection, id)
+            ordered = [(id, fact) for id, fact in facts.items() if fact.newest_by]
+            for at in range(
+                0, len(ordered), TOGETHER_MAX
+            ):  # the store makes few transactions of those that come together
+                await asyncio.gather(*(self._put_newest(collection, *each) for each in ordered[at : at + TOGETHER_MAX]))
+
+    async def _put_newest(self, collection: str, id: str, fact: _Fact) -> None:
+        assert fact.body is not None
+        for _ in range(TRIES_MAX):
+            stored = await self._docs.get(collection, id)
+            if stored is not None and stored.body.get(fact.newest_by, 0) > fact.body[fact.newest_by]:
+                return
+            try:
+                await self._docs.put(collection, id, fact.body, if_match=ABSENT if stored is None else stored.etag)
+            except Conflict:
+                continue
+            return
+        log.warning("document.contended", collection=collection, tries=TRIES_MAX)
