@@ -79,7 +79,7 @@ def make_gateway(platform: Platform, part: str, directory: DeviceDirectory, port
         log=platform.log,
         docs=platform.docs,
         directory=directory,
-        authority=platform.authority,
+        authority=platform.server_certificate,
         clock=platform.clock,
         metrics=platform.metrics,
         ids=EventIds(os.urandom(16)),
@@ -88,6 +88,9 @@ def make_gateway(platform: Platform, part: str, directory: DeviceDirectory, port
         random_bytes=os.urandom,
         bus=Bus(platform.project.state_folder("run"), bus_name(part)),
         shared=platform.settings.gateway.workers > 1,
+        routing=platform.routing,
+        limits=platform.settings.limits,
+        provisioning=platform.settings.provisioning,
     )
 
 

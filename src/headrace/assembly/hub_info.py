@@ -12,9 +12,6 @@ from headrace.assembly.platform import Platform
 from headrace.core import runstate
 from headrace.devices.policies import OWNER, shared_connection_string
 
-PROVISIONING = "provisioning"
-"""The provisioning service's collection; its document `service` says {id_scope, policy, primary_key, secondary_key}."""
-
 
 async def hub_info(platform: Platform) -> dict[str, Any]:
     """As `headrace hub info --json` prints it; the keys are fixed. Policies are made when there are none yet."""
@@ -56,16 +53,15 @@ async def hub_info(platform: Platform) -> dict[str, Any]:
 
 
 async def _provisioning(platform: Platform, host: str, https: int | None) -> dict[str, Any]:
-    """The provisioning service's own; every value is None where it has not been set up."""
-    found = await platform.docs.get(PROVISIONING, "service")
-    body: dict[str, Any] = {} if found is None else found.body
-    name, key = body.get("policy"), body.get("primary_key")
+    """The provisioning service's own, made where there is none yet."""
+    found = await platform.provisioning.ensure()
+    string = f"SharedAccessKeyName={found.policy};SharedAccessKey={found.primary_key}"
     address = host if https in (None, 443) else f"{host}:{https}"
     return {
-        "idScope": body.get("id_scope"),
+        "idScope": found.id_scope,
         "host": host,
-        "policy": name,
-        "primaryKey": key,
-        "secondaryKey": body.get("secondary_key"),
-        "connectionString": f"HostName={address};SharedAccessKeyName={name};SharedAccessKey={key}" if key else None,
+        "policy": found.policy,
+        "primaryKey": found.primary_key,
+        "secondaryKey": found.secondary_key,
+        "connectionString": f"HostName={address};{string}",
     }

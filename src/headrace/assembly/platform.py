@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
     from headrace.alerts.incidents import IncidentStore
     from headrace.devices.authority import DevelopmentAuthority
+    from headrace.devices.certificates import AuthorityCommands
     from headrace.devices.commands import DeviceCommands
     from headrace.devices.policies import PolicyStore
+    from headrace.devices.provisioning_identity import ServiceIdentities
     from headrace.devices.queries import DeviceQueries
     from headrace.devices.routes import Routing
+    from headrace.devices.server_certificate import ServerCertificate
     from headrace.docstore.sqlite import SqliteDocStore
     from headrace.eventlog.contract import EventLog
     from headrace.functions.process import Means
@@ -163,6 +166,18 @@ class Platform:
         )
 
     @cached_property
+    def provisioning(self) -> ServiceIdentities:
+        from headrace.devices.provisioning_identity import ServiceIdentities
+
+        return ServiceIdentities(self.docs, os.urandom)
+
+    @cached_property
+    def authorities(self) -> AuthorityCommands:
+        from headrace.devices.certificates import AuthorityCommands
+
+        return AuthorityCommands(self.docs, self.clock, os.urandom)
+
+    @cached_property
     def authority(self) -> DevelopmentAuthority:
         from headrace.devices.authority import DevelopmentAuthority
 
@@ -215,8 +230,18 @@ class Platform:
         )
 
     @cached_property
+    def server_certificate(self) -> DevelopmentAuthority | ServerCertificate:
+        """What the gateway shows: the operator's own certificate where `[gateway] certificate` names one."""
+        from headrace.devices.server_certificate import ServerCertificate
+
+        config, folder = self.settings.gateway, self.project.folder
+        if not config.certificate:
+            return self.authority
+        return ServerCertificate(folder / config.certificate, folder / config.certificate_key, self.clock)
+
+    @cached_property
     def client_tls(self) -> ssl.SSLContext:
-        return self.authority.client_context()
+        return self.server_certificate.client_context()
 
     async def ledger_report(self, *, wait_s: float = 0.0) -> dict[str, Any]:
         """The books, after waiting up to `wait_s` for the stages to catch up."""

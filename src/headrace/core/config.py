@@ -127,6 +127,32 @@ class LimitsConfig(Section, frozen=True):
     device_c2d_sends_per_s: float = 0.0
 
 
+class LinkedHubConfig(Section, frozen=True):
+    """[provisioning.hubs.NAME] Another hub that devices may be assigned to."""
+
+    host: str  # what its devices connect to
+    connection_string: Secret = Secret("")  # of its policy `iothubowner`; empty: its devices are made there by other means
+    ca_file: str = ""  # PEM, absolute: whom to trust besides the system's authorities when calling it
+    weight: int = 1  # 1 to 1000, of hashed allocation
+    sites: tuple[str, ...] = ()  # that it serves, for allocation by site (geoLatency)
+    networks: tuple[str, ...] = ()  # of its devices, such as 10.1.0.0/16; for allocation by site
+    allocate: bool = True  # false: only for enrolments that name it
+
+
+class ProvisioningConfig(Section, frozen=True):
+    """[provisioning] Devices that register themselves (DPS). Enrolments call this hub `this`, or by its host name."""
+
+    allocation: Literal["hashed", "geoLatency", "static"] = "hashed"  # of enrolments that name none; geoLatency is by site
+    weight: int = 1  # of this hub, as those of linked ones
+    sites: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    allocate: bool = True
+    answer_at_once: bool = False  # a registration is answered 200 with its end, not 202 with an operation to ask about
+    registrations_per_s_max: int = 0  # per gateway process; 0: no limit
+    connections_max: int = 5000
+    hubs: dict[str, LinkedHubConfig] = {}
+
+
 class BrokerAclConfig(Section, frozen=True):
     """[[broker.acl]] What users may do. With no rule everybody who comes in may do everything; a deny goes before any permit.
 
@@ -222,6 +248,7 @@ class WebConfig(Section, frozen=True):
 
     host: str = "127.0.0.1"
     port: int = 8800  # 0 takes any free port
+    remote_commands: bool = False  # whether a console that other machines reach changes devices and shows keys
     live_rows_per_s_max: int = 200  # per browser, after that points are thinned
     telemetry: str = "telemetry"  # the stream that the fleet page watches
     anomalies: str = "anomalies"  # the streams that machine pages mark and draw, where they exist
@@ -340,6 +367,7 @@ class Settings(Section, frozen=True):
     routes: dict[str, RouteConfig] = {}
     enrichments: dict[str, EnrichmentConfig] = {}
     limits: LimitsConfig = LimitsConfig()
+    provisioning: ProvisioningConfig = ProvisioningConfig()
     broker: BrokerConfig = BrokerConfig()
     eventlog: EventLogConfig = EventLogConfig()
     docstore: DocStoreConfig = DocStoreConfig()

@@ -221,7 +221,7 @@ class TrustedAuthorities:
         self._queries = AuthorityQueries(docs)
         self._clock = clock
         self._since = 0
-        self._anchors: list[x509.Certificate] = []
+        self._anchors: dict[str, x509.Certificate] = {}
         self._seen: OrderedDict[bytes, x509.Certificate] = OrderedDict()
 
     async def run(self) -> None:
@@ -238,26 +238,46 @@ class TrustedAuthorities:
 
     async def refresh(self) -> None:
         """Read all of them again. Raises Unavailable."""
-        anchors: list[x509.Certificate] = []
+        anchors: dict[str, x509.Certificate] = {}
         for authority in await self._queries.list():
             if authority.verified:
                 try:
-                    anchors.append(load(authority.pem.encode()))
+                    anchors[authority.name] = load(authority.pem.encode())
                 except CertificateRefused:  # written by hand: it must not lock the others out
                     log.exception("authority.unreadable", authority=authority.name)
         self._anchors = anchors
 
     def check(self, shown: ClientCertificate, *, name: str) -> float:
         """Until when (UTC seconds) the certificate stands for `name`, its common name. Raises CertificateRefused."""
+        return self._traced(shown, name, list(self._anchors.values()))[0].not_valid_after_utc.timestamp()
+
+    def issuer(
+        self, shown: ClientCertificate, *, name: str, among: Sequence[x509.Certificate]
+    ) -> tuple[x509.Certificate, float]:
+        """Which of other authorities, `among`, stands closest above the certificate of `name`, and until when the certificate
+        is good. Raises CertificateRefused."""
+        leaf, issuer = self._traced(shown, name, among)
+        return issuer, leaf.not_valid_after_utc.timestamp()
+
+    def get(self, name: str) -> x509.Certificate | None:
+        """The certificate of a registered authority that counts."""
+        return self._anchors.get(name)
+
+    def _traced(
+        self, shown: ClientCertificate, name: str, anchors: Sequence[x509.Certificate]
+    ) -> tuple[x509.Certificate, x509.Certificate]:
         try:
-            return self._checked(shown, name)
+            return self._checked(shown, name, anchors)
         except (
             ValueError,
             UnsupportedAlgorithm,
         ) as exc:  # the library reads parts of a certificate only when asked for them
             raise CertificateRefused("malformed", "its certificate cannot be read", hint="issue another") from exc
 
-    def _checked(self, shown: ClientCertificate, name: str) -> float:
+    def _checked(
+        self, shown: ClientCertificate, name: str, anchors: Sequence[x509.Certificate]
+    ) -> tuple[x509.Certificate, x509.Certificate]:
+        """The certificate, and the anchor above it."""
         leaf = load(shown.der)
         now = to_datetime(self._clock.now())
         if common_name(leaf) != name:
@@ -265,24 +285,30 @@ class TrustedAuthorities:
         if problem := _not_now(leaf, now) or _unfit(leaf):
             raise CertificateRefused("unfit", problem, hint="give the device another certificate")
         presented = [load(der) for der in shown.chain[:PRESENTED_MAX] if der != shown.der]
-        below = self._chain(leaf, presented, now)
+        below, anchor = self._chain(leaf, presented, anchors, now)
         for each in below:
             self._seen[each.fingerprint(hashes.SHA256())] = each
             self._seen.move_to_end(each.fingerprint(hashes.SHA256()))
         while len(self._seen) > REMEMBERED_MAX:
             self._seen.popitem(last=False)
-        return leaf.not_valid_after_utc.timestamp()
+        return leaf, anchor
 
     def _chain(
-        self, leaf: x509.Certificate, presented: list[x509.Certificate], now: datetime
-    ) -> list[x509.Certificate]:
-        """The certificates between the leaf and an authority; depth first is enough where each has one issuer by name."""
+        self,
+        leaf: x509.Certificate,
+        presented: list[x509.Certificate],
+        anchors: Sequence[x509.Certificate],
+        now: datetime,
+    ) -> tuple[list[x509.Certificate], x509.Certificate]:
+        """The certificates between the leaf and the closest anchor, and that; depth first is enough where each has one issuer
+        by name."""
         chain = [leaf]
         spare = [*presented, *self._seen.values()]
         while len(chain) <= CHAIN_MAX:
             intermediates = len(chain) - 1
-            if any(_may_issue(anchor, chain[-1], now, intermediates) for anchor in self._anchors):
-                return chain[1:]
+            anchor = next((each for each in anchors if _may_issue(each, chain[-1], now, intermediates)), None)
+            if anchor is not None:
+                return chain[1:], anchor
             issuer = next((each for each in spare if _may_issue(each, chain[-1], now, intermediates)), None)
             if issuer is None:
                 break

@@ -22,6 +22,7 @@ from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
 from headrace.gateway.limits import MESSAGE_OVERHEAD_BYTES, Limits
 from headrace.gateway.limits_shaper import Shaper
 from headrace.gateway.presence import Presence
+from headrace.gateway.provisioning import ProvisioningDoor
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.sessions import FILTERS_MAX, Sessions
 from headrace.gateway.tls import certificate_of
@@ -76,6 +77,7 @@ class MqttDoor:
         limits: Limits | None = None,
     ) -> None:
         self.limits = limits
+        self.provisioning: ProvisioningDoor | None = None  # takes the connections that name its ID scope
         self.admission = admission
         self.ingress = ingress
         self.sessions = sessions
@@ -192,6 +194,8 @@ class MqttDoor:
         for connection in list(self.connections):
             connection.check(now, utc_s)
             connection.beat(now)
+        if self.provisioning is not None:
+            self.provisioning.sweep_once(now)
 
     async def close(self) -> None:
         """Close every connection; wills are not sent, for the devices did nothing wrong."""
@@ -276,6 +280,8 @@ class MqttConnection(asyncio.Protocol):
             if type(action) is Published:
                 self._publish(action.frames)
             elif isinstance(action, Connecting):
+                if self._provisioned(action.connect, actions[index + 1 :]):
+                    return
                 self._connect(action.connect)
                 if LEARNING in self._holds:
                     self._deferred = actions[index + 1 :]
@@ -425,6 +431,17 @@ class MqttConnection(asyncio.Protocol):
             door.spawn(asyncio.create_task(self._fetch_session(connect, admitted)))
         else:
             self._admit(connect, admitted)
+
+    def _provisioned(self, connect: Connect, behind: list[Action]) -> bool:
+        """Whether this is no device but one that wants to become one, and has been handed over with what came `behind`."""
+        door, transport = self._door.provisioning, self._transport
+        if door is None or transport is None or self._door.stopping or not door.wants(connect):
+            return False
+        self._door.connections.discard(self)
+        self._closing_at, self._transport = self._last_seen, None
+        shown = certificate_of(transport) if not connect.password else None
+        door.take(transport, self._machine, connect, shown=shown, address=self.address, behind=behind)
+        return True
 
     async def _learn(self, connect: Connect) -> None:
         """A device may have been made a moment ago: it is refused only when the registry itself does not let it in."""

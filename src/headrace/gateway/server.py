@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from headrace.core.clock import Clock
-from headrace.core.config import GatewayConfig, LimitsConfig
+from headrace.core.config import GatewayConfig, LimitsConfig, ProvisioningConfig
 from headrace.core.errors import Unavailable, UserError
 from headrace.core.identity import EventIds
 from headrace.core.observe.metrics import Metrics
@@ -45,6 +45,7 @@ from headrace.gateway.listen import BACKLOG, is_loopback, open_port, port_of
 from headrace.gateway.methods import Methods
 from headrace.gateway.mqtt import MqttDoor
 from headrace.gateway.presence import WORKER, Presence
+from headrace.gateway.provisioning_part import ProvisioningPart
 from headrace.gateway.proxy import ProxyDoor, TrustedProxies
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.rest.app import RestDoor
@@ -92,7 +93,7 @@ class Gateway:
     besides `telemetry`. `rest` answers the HTTPS requests that are not a device's telemetry: the service API, unless given.
     `ports` are what the first of several workers got: this one takes exactly those. `bus` reaches the project's other gateway
     processes, and `shared` says that they serve the same devices.
-    `routing` and `limits` are the project's. Raises UserError for settings that would be unsafe.
+    `routing`, `limits` and `provisioning` are the project's. Raises UserError for settings that would be unsafe.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Gateway:
         shared: bool = False,
         routing: Routing | None = None,
         limits: LimitsConfig | None = None,
+        provisioning: ProvisioningConfig | None = None,
     ) -> None:
         _check(config)
         self._config = config
@@ -123,7 +125,7 @@ class Gateway:
         self._names = _names(config)
         self._writer = DocumentWriter(docs, clock)
         self.bus = bus or Bus()
-        self.presence = Presence(docs, self._writer, clock, worker=self.bus.name or WORKER)
+        self.presence = Presence(docs, self._writer, clock, worker=self.bus.name or WORKER, shared=shared)
         self._sessions = Sessions(docs, self._writer, shared=shared)
         self.twins = TwinService(docs, clock, random_bytes=random_bytes)
         self.mailbox = Mailbox(docs, clock, ids, bury=DeadLetters(log).bury)
@@ -184,6 +186,19 @@ class Gateway:
             message_bytes_max=config.message_bytes_max,
             connections_max=config.connections_max,
         )
+        self._provisioning = ProvisioningPart(
+            provisioning or ProvisioningConfig(),
+            host=config.hostname or config.host,
+            names=self._names,
+            docs=docs,
+            clock=clock,
+            twins=self.twins,
+            authorities=self._authorities,
+            refusals=refusals,
+            random_bytes=random_bytes,
+            leeway_s=config.token_leeway_s,
+        )
+        self.door.provisioning = self._provisioning.mqtt
         self._http = HttpDoor(
             admission=admission,
             ingress=self.ingress,
@@ -194,7 +209,8 @@ class Gateway:
         )
         self._servers: list[asyncio.Server] = []
         self._https = HttpsServer(
-            Routes(self._http, rest or self._service_api(docs, clock, random_bytes)), self._websocket
+            Routes(self._http, self._provisioning.around(rest or self._service_api(docs, clock, random_bytes))),
+            self._websocket,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._failure = ""
@@ -208,6 +224,7 @@ class Gateway:
             await self._sessions.open()
             await asyncio.to_thread(self.ingress.warm)
             await self._authorities.refresh()
+            await self._provisioning.open()
             await self._refusals.open(self._docs)
             await self.throttled.open(self._docs)
             pair = await asyncio.to_thread(self._authority.server_pair, sorted(self._names))
@@ -253,6 +270,7 @@ class Gateway:
         await asyncio.wait(waiting, timeout=STOP_TIMEOUT_S)
         if self.ingress.pending_rows:
             log.error("gateway.stopped_early", unacknowledged=self.ingress.pending_rows)
+        await self._provisioning.close()
         await self.door.close()
         if self.door.device_changed in self._directory.on_change:
             self._directory.on_change.remove(self.door.device_changed)
