@@ -1,4 +1,4 @@
-"""`headrace device`: who may connect."""
+"""`headrace device`: who may connect. What devices do is in device_live, device_twin and device_module."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from headrace.cli.session import JsonOption, ProjectOption, out, print_json, run
 from headrace.core.config import load_project
 from headrace.devices.connection_string import build
 
-devices = typer.Typer(help="Devices: who may connect, and with which key.", no_args_is_help=True)
+devices = typer.Typer(
+    help="Devices: who may connect, what they are told, what they say, and why one is not there.", no_args_is_help=True
+)
 
 DeviceId = Annotated[str, typer.Argument(metavar="ID", help="The device id, as the device will say it.")]
 
 
 def register(app: typer.Typer) -> None:
+    from headrace.cli import device_live, device_module, device_twin
+
+    for more in (device_live, device_twin, device_module):
+        more.add_to(devices)
     app.add_typer(devices, name="device")
 
 

@@ -12,10 +12,18 @@ from headrace.assembly.hub_info import hub_info
 from headrace.cli.session import JsonOption, ProjectOption, out, print_json, run
 from headrace.core.config import Project, load_project
 
-hub = typer.Typer(help="The hub: its addresses, policies and keys.", no_args_is_help=True)
+hub = typer.Typer(
+    help="The hub: its addresses, policies and keys, what it receives, where it sends it, whom it holds back.",
+    no_args_is_help=True,
+)
 
 
 def register(app: typer.Typer) -> None:
+    from headrace.cli import hub_authority, hub_telemetry, hub_traffic
+
+    hub.command("telemetry")(hub_telemetry.telemetry)
+    hub_traffic.add_to(hub)
+    hub_authority.add_to(hub)
     app.add_typer(hub, name="hub")
 
 
