@@ -153,12 +153,13 @@ async def _alerts(platform: Platform, ready: Ready, stop: asyncio.Event) -> None
 
 
 async def _web(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
+    from headrace.assembly.console_hub import ConsoleHub
     from headrace.assembly.status import Status
     from headrace.web.app import create_app
     from headrace.web.serve import serve as serve_app
     from headrace.web.services import WebServices
 
-    config = platform.settings.web
+    config, hub = platform.settings.web, ConsoleHub(platform)
 
     async def ledger_report() -> Mapping[str, Any]:
         return await platform.ledger_report()
@@ -174,6 +175,9 @@ async def _web(platform: Platform, ready: Ready, stop: asyncio.Event) -> None:
             ledger_report=ledger_report,
             incidents=platform.incidents,
             metrics=platform.metrics,
+            hub=hub.address,
+            hub_facts=hub.facts,
+            why=hub.why,
         )
     )
 

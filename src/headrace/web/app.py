@@ -20,13 +20,16 @@ from litestar.template.config import TemplateConfig
 
 from headrace import __version__
 from headrace.core.errors import HeadraceError
-from headrace.web import problems, security
+from headrace.web import problems, rights, security
+from headrace.web.commands import devices as device_commands
 from headrace.web.commands.alerts import acknowledge
 from headrace.web.fleet import Fleet
 from headrace.web.fleet_room import FleetRoom
+from headrace.web.hub import Hub
 from headrace.web.live import LiveHub
 from headrace.web.pages import handlers as pages
-from headrace.web.queries import fleet, history, live, operations
+from headrace.web.queries import devices, fleet, history, live, operations
+from headrace.web.registry import RegistryIndex
 from headrace.web.services import WebServices
 from headrace.web.shared import Shared
 from headrace.web.status import known_streams
@@ -40,6 +43,8 @@ HANDLERS = [
     pages.machine_page,
     pages.history_page,
     pages.operations_page,
+    pages.devices_page,
+    pages.device_page,
     fleet.fleet,
     fleet.device,
     fleet.alerts,
@@ -55,6 +60,23 @@ HANDLERS = [
     operations.health,
     operations.metrics,
     acknowledge,
+    devices.hub,
+    devices.devices,
+    devices.query,
+    devices.device,
+    devices.messages,
+    devices.module_twin,
+    devices.keys,
+    device_commands.create_device,
+    device_commands.set_status,
+    device_commands.rotate_key,
+    device_commands.delete_device,
+    device_commands.set_twin,
+    device_commands.invoke_method,
+    device_commands.send_message,
+    device_commands.purge_messages,
+    device_commands.create_module,
+    device_commands.delete_module,
 ]
 """Every call there is."""
 
@@ -79,12 +101,16 @@ def create_app(services: WebServices, *, linger_s: float = 0.05, tick_s: float =
         rows_per_s_max=web.live_rows_per_s_max,
     )
     room = FleetRoom(board, services.incidents, clock=services.clock, tick_s=tick_s)
+    hub_api = Hub(services.hub, services.clock)
 
     @asynccontextmanager
     async def alive(_: Litestar) -> AsyncIterator[None]:
         await _list_registered(services, board)
-        async with hub.running(), room.running():
-            yield
+        try:
+            async with hub.running(), room.running():
+                yield
+        finally:
+            await hub_api.close()
 
     state = State(
         {
@@ -96,6 +122,9 @@ def create_app(services: WebServices, *, linger_s: float = 0.05, tick_s: float =
             "ledger": Shared(services.ledger_report, services.clock, age_s=5.0),
             "status": Shared(services.status, services.clock, age_s=1.0),
             "known_streams": known,
+            "hub_api": hub_api,
+            "registry": RegistryIndex(services.docs),
+            "may_change": rights.may_change(web),
         }
     )
     return Litestar(
@@ -136,13 +165,14 @@ async def _list_registered(services: WebServices, board: Fleet) -> None:
         after = found[-1].id
 
 
-def warn_if_open(host: str) -> None:
+def warn_if_open(host: str, *, may_change: bool = False) -> None:
     """Nobody signs in yet: say so loudly where others can reach the console."""
     if security.is_loopback(host):
         return
     log.warning("console.open_to_network", host=host, hint="anyone who reaches this port sees all data; use 127.0.0.1")
+    more = ", change and delete devices and read their keys" if may_change else ""
     print(
         f"warning: the console listens on {host} and asks nobody to sign in: everyone who can reach this port can read "
-        'all data and acknowledge alerts. Set [web] host = "127.0.0.1" unless the network is trusted.',
+        f'all data, acknowledge alerts{more}. Set [web] host = "127.0.0.1" unless the network is trusted.',
         file=sys.stderr,
     )

@@ -44,7 +44,7 @@ async def serve(app: Litestar, host: str, port: int, *, on_started: Callable[[in
     """
     listener = _listen(host, port)
     taken = int(listener.getsockname()[1])
-    warn_if_open(host)
+    warn_if_open(host, may_change=bool(app.state.may_change))
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, lifespan="on", server_header=False
     )

@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from headrace.core.clock import Clock
 from headrace.core.config import Settings
+from headrace.core.errors import Unavailable
 from headrace.core.observe.metrics import Metrics
 from headrace.docstore.contract import DocStore
 from headrace.eventlog.contract import EventLog, Positions
+from headrace.web.hub import HubAddress, Where
 
 
 class History(Protocol):
@@ -53,6 +55,20 @@ class Incidents(Protocol):
 
 
 Report = Callable[[], Awaitable[Mapping[str, Any]]]
+Why = Callable[[str], Awaitable[Mapping[str, Any]]]
+"""Why a device is or is not connected, in plain words: {state, sentences, advice} as devices.why tells it."""
+
+
+async def no_facts() -> Mapping[str, Any]:
+    return {"running": False}
+
+
+async def no_words(device: str) -> Mapping[str, Any]:
+    return {"state": "", "sentences": [], "advice": []}
+
+
+async def no_hub() -> HubAddress:
+    raise Unavailable("this console knows no hub", hint="start it with `headrace up`", code="hub.unreachable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +79,7 @@ class WebServices:
     stream, state, rows, set_aside, lag, error}]}`, all but the names optional; `ledger_report` answers `{"balanced",
     "stages": [{stage, stream, partition, rows_in, rows_out, set_aside, gap, pending, counted}]}`. Documents of collection
     `fields` ({unit, label, digits}) and `sites` ({title, place}), where they exist, tell the pages what to write beside a
-    number or a site.
+    number or a site. `hub` says where the hub's service API is, `hub_facts` what `headrace hub info` tells without its keys.
     """
 
     log: EventLog
@@ -75,3 +91,6 @@ class WebServices:
     ledger_report: Report
     incidents: Incidents
     metrics: Metrics = field(default_factory=Metrics)
+    hub: Where = no_hub
+    hub_facts: Report = no_facts
+    why: Why = no_words

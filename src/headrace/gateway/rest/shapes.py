@@ -49,6 +49,8 @@ class DeviceJson(_Json, frozen=True):
     capabilities: Capabilities | None = None
     device_scope: str | None = None
     parent_scopes: tuple[str, ...] | None = None
+    site: str | None = None  # ours, as entity_id: which site it stands at, what its events are about
+    entity_id: str | None = None
 
     def draft(self, id: str) -> Draft:
         """Raises Denied (400)."""
@@ -60,6 +62,8 @@ class DeviceJson(_Json, frozen=True):
             iot_edge=None if self.capabilities is None else self.capabilities.iot_edge,
             scope=self.device_scope,
             parents=self.parent_scopes,
+            site=self.site or "",
+            entity_id=self.entity_id or "",
             **_asked(self.authentication),
         )
 

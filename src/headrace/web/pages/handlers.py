@@ -45,3 +45,15 @@ async def history_page(request: Request[Any, Any, Any], state: State) -> Templat
 @get("/operations", include_in_schema=False)
 async def operations_page(request: Request[Any, Any, Any], state: State) -> Template:
     return _page(request, state, "operations", "Ledger & health")
+
+
+@get("/devices", include_in_schema=False)
+async def devices_page(request: Request[Any, Any, Any], state: State) -> Template:
+    return _page(request, state, "devices", "Devices", may_change=state.may_change)
+
+
+@get("/device", include_in_schema=False)
+async def device_page(request: Request[Any, Any, Any], state: State, id: FromQuery[str] = "") -> Template | Redirect:
+    if not id:
+        return Redirect("/devices")
+    return _page(request, state, "device", id, device=id, may_change=state.may_change)

@@ -32,5 +32,7 @@ export const get = (path, parameters = {}) => {
   return ask(query.size ? `${path}?${query}` : path);
 };
 
-export const post = (path, body) =>
-  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+export const post = (path, body, timeoutS) => send("POST", path, body, timeoutS);
+
+export const send = (method, path, body = {}, timeoutS = 70) =>
+  ask(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }, timeoutS);
