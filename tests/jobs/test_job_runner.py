@@ -198,7 +198,7 @@ async def test_with_on_error_stop_the_event_is_named_and_the_job_stops(plant: Pl
 
 async def test_a_changed_script_goes_on_after_the_epochs_of_the_old_one(plant: Plant) -> None:
     await plant.log.append("telemetry", plant.readings([1.0] * 9))
-    dying = plant.runner("SELECT machineId, 1 AS v INTO hot FROM telemetry", fuse=Fuse(5), batch_rows_max=3)
+    dying = plant.runner("SELECT machineId, 1 AS v INTO hot FROM telemetry", fuse=Fuse(8), batch_rows_max=3)
     with pytest.raises(Killed):
         await plant.drain(dying)
     await dying.close()

@@ -7,6 +7,7 @@ told that nothing older will come: the order is the same on every replay, howeve
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class Inputs:
         self._reads: dict[str, asyncio.Task[None]] = {}
         self._trimmed: dict[tuple[str, int], int] = {}
         self._horizon = MIN_WATERMARK
+        self._taken_s = -math.inf
 
     @property
     def positions(self) -> dict[str, Positions]:
@@ -62,13 +64,25 @@ class Inputs:
         """Whether rows are held back by a stream that has not told its time yet."""
         return any(reader.rows for reader in self._readers.values())
 
+    @property
+    def behind(self) -> bool:
+        """Whether the last read of a stream ended because it was large, so that more of it is there already."""
+        return any(reader.full for reader in self._readers.values())
+
     async def take(self, *, wait_s: float, linger_s: float) -> Portion | None:
-        """The next rows; None when neither rows nor time moved within `wait_s`. Rows gather for `linger_s` first."""
+        """The next rows; None when neither rows nor time moved within `wait_s`.
+
+        Rows that come after a pause are handed on at once; while they keep coming, they gather for `linger_s` after the
+        portion before, the time that it took to process included.
+        """
+        early_s = linger_s - (self._clock.monotonic() - self._taken_s)
+        if early_s > 0 and not self.behind:
+            await self._clock.sleep(early_s)
         await self._fill(wait_s)
-        if linger_s > 0 and 0 < self._rows() < self._rows_max:
-            await self._clock.sleep(linger_s)
-            await self._fill(0.0)
-        return self._portion()
+        portion = self._portion()
+        if portion is not None:
+            self._taken_s = self._clock.monotonic()
+        return portion
 
     async def replay(self, until: Mapping[str, Positions]) -> Portion | None:
         """The next rows before `until`; None when all of them were handed on."""
@@ -98,9 +112,6 @@ class Inputs:
         for task in reads:
             task.cancel()
         await asyncio.gather(*reads, return_exceptions=True)
-
-    def _rows(self) -> int:
-        return sum(reader.rows for reader in self._readers.values())
 
     async def _fill(self, wait_s: float) -> None:
         """Let every stream that has room read on, until one of them got something or `wait_s` is over."""
@@ -135,6 +146,7 @@ class Inputs:
             await self._skip_trimmed(reader, until)
         else:
             reader.add(found)
+            reader.full = found.batch.num_rows >= self._rows_max
 
     async def _skip_trimmed(self, reader: _Reader, until: Positions | None) -> None:
         earliest, _ = await self._log.bounds(reader.stream)
@@ -175,6 +187,7 @@ class _Reader:
         self.handed = at
         self.frontier = MIN_WATERMARK
         self.rows = 0
+        self.full = False  # whether the last read got all that was asked for
         self._pieces: list[EventBatch] = []
 
     def add(self, found: Slice) -> None:

@@ -25,8 +25,9 @@ from headrace.eventlog.contract import EventLog, Positions
 from headrace.eventlog.journal import FIRST_EPOCH, Checkpoint, Cut, EpochJournal
 from headrace.eventlog.set_aside import STREAM as SET_ASIDE
 from headrace.eventlog.set_aside import set_aside_events
+from headrace.jobs.ahead import Ahead, Pieces, Ready
 from headrace.jobs.books import Books
-from headrace.jobs.inputs import Inputs, Portion
+from headrace.jobs.inputs import Inputs
 from headrace.jobs.model import JobSpec, JobStatus
 from headrace.jobs.output import output_events
 from headrace.sql.compile import compile_script
@@ -53,6 +54,17 @@ class _Aside(NamedTuple):
     events: EventBatch
     reason: str
     details: list[str]
+
+
+class _Yielded(NamedTuple):
+    """An epoch's rows for each output, and the rows that the query refused."""
+
+    events: dict[str, EventBatch]
+    refused: list[SetAsideRows]
+
+    @property
+    def any(self) -> bool:
+        return bool(self.events or self.refused)
 
 
 class JobRunner:
@@ -93,7 +105,9 @@ class JobRunner:
         self._rest_s = 0.0
         self._ticked: dict[str, int] = {}
         self._busy_at = clock.now()
+        self._yields = False  # whether the last portion gave output: most likely the next one does too
         self._inputs: Inputs
+        self._ahead: Ahead
         self._books: Books
 
     async def run(self) -> None:
@@ -119,6 +133,7 @@ class JobRunner:
         known = checkpoint.positions if checkpoint else {}
         positions = {stream: known.get(stream) or await self._beginning(stream) for stream in self._names}
         self._inputs = Inputs(self._log, positions, rows_max=self._config.batch_rows_max, clock=self._clock)
+        self._ahead = Ahead(self._inputs, self._names, self._run.decode)
         self._closed = positions
         self._books = Books(self._job.name, positions, checkpoint.extra if checkpoint else {})
         if checkpoint is None:
@@ -136,18 +151,19 @@ class JobRunner:
 
     async def step(self, *, wait_s: float) -> int:
         """Take and process the next portion; returns its rows. Without any for `wait_s`, time goes on by itself."""
-        portion = await self._inputs.take(wait_s=wait_s, linger_s=self._config.linger_ms / 1000)
-        if portion is None:
+        ready = await self._ahead.take(wait_s=wait_s, linger_s=self._config.linger_ms / 1000)
+        if ready is None:
             await self._tick()
         else:
-            await finish(self._process(portion))
+            self._ahead.go_on()
+            await finish(self._process(ready))
         if self._clock.monotonic() - self._checkpointed_s >= max(self._config.checkpoint_s, self._rest_s):
             await finish(self.checkpoint())
-        return portion.rows if portion else 0
+        return ready.portion.rows if ready else 0
 
     async def checkpoint(self) -> None:
         """Make everything up to here durable: the books, the query's state, and that no epoch needs to run again."""
-        positions = self._inputs.positions
+        positions = self._ahead.positions
         began = self._clock.monotonic()
         if positions != self._closed:  # rows that gave no output are an epoch too, so that the books have its number
             await self._begin(self._epoch + 1, {})
@@ -165,12 +181,12 @@ class JobRunner:
 
     async def close(self) -> None:
         """Stop reading ahead; what was not checkpointed runs again."""
-        await self._inputs.close()
+        await self._ahead.close()
 
     async def refresh(self) -> None:
         """Bring the status' lag and delay up to date."""
         lag = 0
-        for stream, at in self._inputs.positions.items():
+        for stream, at in self._ahead.positions.items():
             _, ends = await self._log.bounds(stream)
             lag += sum(max(0, end - begin) for end, begin in zip(ends, at, strict=True))
         self.status.lag = lag
@@ -213,50 +229,60 @@ class JobRunner:
     async def _replay(self, pending: list[Cut]) -> None:
         for cut in pending:
             found: list[Results] = []
-            while (portion := await self._inputs.replay(cut.positions)) is not None:
-                self._books.count_in(portion)
-                found += await asyncio.to_thread(self._feed, portion.runs, {})
+            while (ready := await self._ahead.replay(cut.positions)) is not None:
+                self._books.count_in(ready.portion)
+                found += await asyncio.to_thread(self._feed, ready.pieces, {})
             found += await asyncio.to_thread(self._feed, [], cut.extra.get("quiet", {}))
+            yielded = await asyncio.to_thread(self._yielded, found, cut.epoch)
             self._told.info("epoch.replayed", epoch=cut.epoch)
-            await self._write(cut.epoch, found)
+            await self._write(cut.epoch, yielded)
             self._end_epoch(cut.epoch)
         if pending:
             self._inputs.rejoin()
             await self.checkpoint()
 
-    async def _process(self, portion: Portion) -> None:
+    async def _process(self, ready: Ready) -> None:
+        """Run a portion through the query and write what it gives.
+
+        Where an epoch ends is known before its rows are. When it is likely to have any, its cut point goes to disk while the
+        query runs. If it has none after all, the same epoch goes on with the next portion, and gets a later cut point.
+        """
         self._whole = False
+        portion, epoch = ready.portion, self._epoch + 1
         self._books.count_in(portion)
-        found = await asyncio.to_thread(self._feed, portion.runs, portion.quiet)
+        query = asyncio.create_task(asyncio.to_thread(self._query, ready, epoch))
+        begun = self._yields and bool(portion.runs)
+        try:
+            if begun:
+                await self._begin(epoch, portion.quiet)
+        finally:
+            await asyncio.wait({query})
+        yielded = query.result()
         self.status.rows_in += portion.rows
         if portion.runs:
             self._busy_at = self._clock.now()
-        epoch = self._epoch + 1
-        if any(one.set_aside or any(rows.rows for rows in one.rows) for one in found):
-            await self._begin(epoch, portion.quiet)
-            await self._write(epoch, found)
+            self._yields = yielded.any
+        if yielded.any:
+            if not begun:
+                await self._begin(epoch, portion.quiet)
+            await self._write(epoch, yielded)
             self._end_epoch(epoch)
         self._whole = True
         if self._epoch == epoch and not portion.runs:
             # Nothing may come for long now: the books should have these rows at once.
             await self.checkpoint()
 
-    def _feed(self, runs: Iterable[tuple[str, EventBatch]], quiet: Mapping[str, int]) -> list[Results]:
+    def _query(self, ready: Ready, epoch: int) -> _Yielded:
+        return self._yielded(self._feed(ready.pieces, ready.portion.quiet), epoch)
+
+    def _feed(self, pieces: Pieces, quiet: Mapping[str, int]) -> list[Results]:
         """Give the query rows, then the time that passed on inputs without any. Blocking."""
-        found = [self._run.process(name, batch) for stream, batch in runs for name in self._names[stream]]
+        found = [self._run.process(name, rows) for name, rows in pieces]
         found += [self._run.advance(name, time) for stream, time in quiet.items() for name in self._names[stream]]
         return found
 
-    async def _begin(self, epoch: int, quiet: Mapping[str, int]) -> None:
-        await asyncio.to_thread(self._journal.begin, epoch, self._inputs.positions, {"quiet": dict(quiet)})
-
-    def _end_epoch(self, epoch: int | None = None) -> None:
-        self._epoch = self._epoch + 1 if epoch is None else epoch
-        self._closed = self._inputs.positions
-        self.status.epoch = self._epoch
-
-    async def _write(self, epoch: int, found: Iterable[Results]) -> None:
-        """Append an epoch's rows to the output streams and what was refused to `set_aside`."""
+    def _yielded(self, found: Iterable[Results], epoch: int) -> _Yielded:
+        """What an epoch has for its sinks. Blocking."""
         pieces: dict[str, list[OutputRows]] = {}
         refused: list[SetAsideRows] = []
         for one in found:
@@ -264,13 +290,33 @@ class JobRunner:
             for rows in one.rows:
                 if rows.rows:
                     pieces.setdefault(rows.output, []).append(rows)
-        for output, rows_of_output in pieces.items():
-            producer = f"{self._job.stage}:{output}"
-            events = await asyncio.to_thread(output_events, rows_of_output, producer=producer, epoch=epoch)
-            await self._append(self._outputs[output], events, producer, epoch)
+        events = {
+            output: output_events(rows, producer=f"{self._job.stage}:{output}", epoch=epoch)
+            for output, rows in pieces.items()
+        }
+        return _Yielded(events, refused)
+
+    async def _begin(self, epoch: int, quiet: Mapping[str, int]) -> None:
+        await asyncio.to_thread(self._journal.begin, epoch, self._ahead.positions, {"quiet": dict(quiet)})
+
+    def _end_epoch(self, epoch: int | None = None) -> None:
+        self._epoch = self._epoch + 1 if epoch is None else epoch
+        self._closed = self._ahead.positions
+        self.status.epoch = self._epoch
+
+    async def _write(self, epoch: int, yielded: _Yielded) -> None:
+        """Append an epoch's rows to the output streams, side by side, and what was refused to `set_aside`."""
+        work = [
+            self._append(self._outputs[output], events, f"{self._job.stage}:{output}", epoch)
+            for output, events in yielded.events.items()
+        ]
+        for answer in await asyncio.gather(*work, return_exceptions=True):
+            if answer is not None:
+                raise answer
+        for output, events in yielded.events.items():
             self._books.count_out(self._outputs[output], events.num_rows)
             self.status.rows_out += events.num_rows
-        if aside := self._distinct(refused):
+        if aside := self._distinct(yielded.refused):
             await self._append_set_aside(aside, epoch)
 
     async def _append_set_aside(self, aside: list[_Aside], epoch: int) -> None:
