@@ -17,11 +17,11 @@ async def test_state_that_takes_long_to_write_is_written_less_often(
     count = 0
     checkpoint = EpochJournal.checkpoint
 
-    def slow(journal: EpochJournal, *args: Any) -> None:
+    def slow(journal: EpochJournal, *args: Any, **options: Any) -> None:
         nonlocal count
         count += 1
         plant.clock.advance(takes_s)
-        checkpoint(journal, *args)
+        checkpoint(journal, *args, **options)
 
     runner = plant.runner(checkpoint_s=1.0)
     await runner.start()

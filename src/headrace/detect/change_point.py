@@ -66,12 +66,14 @@ class ChangePoint:
         """As SpikeDip.expire."""
         return self._history.expire(now)
 
-    def snapshot(self) -> pa.Table:
-        """The whole state, one row a live key: `_key`, `observed`, `times`, `values`, `bets`, `since`."""
-        _, slots = self._history.living()
+    def snapshot(self, keys: Ints | None = None) -> pa.Table:
+        """The state, one row a live key (or each of `keys`, which have state): `_key`, `observed`, `times`, `values`,
+        `bets`, `since`.
+        """
+        slots = self._history.living()[1] if keys is None else self._history.places(keys)
         self._grow()
         columns = {"bets": fixed_lists(self._bets[slots]), "since": pa.array(self._since[slots])}
-        return pa.table({**self._history.snapshot(), **columns})
+        return pa.table({**self._history.snapshot(keys), **columns})
 
     def restore(self, state: pa.Table) -> None:
         """Replace the state by a snapshot's. UserError when it was taken with another history size."""

@@ -23,6 +23,8 @@ _GRID = np.arange(-_HALF, _HALF + 1) / _STEPS
 _VALUE = np.array([math.erf(c) for c in _GRID])
 _SLOPE = np.array([2 / math.sqrt(math.pi) * math.exp(-c * c) for c in _GRID]) / _STEPS
 _CURVE = -_GRID * _SLOPE / _STEPS
+GRID = (_VALUE, _SLOPE, _CURVE)
+"""What the compiled kernel looks up: value, slope and curve of each grid point."""
 
 
 class Erf:

@@ -186,9 +186,9 @@ class History:
         keys = np.flatnonzero(self._slot_of >= 0).astype(np.int64)
         return keys, self._slot_of[keys]
 
-    def snapshot(self) -> dict[str, pa.Array]:
-        """Columns of the state, one row a live key, `_key` first."""
-        keys, slots = self.living()
+    def snapshot(self, keys: Ints | None = None) -> dict[str, pa.Array]:
+        """Columns of the state, one row a live key (or each of `keys`, which have state), `_key` first."""
+        keys, slots = self.living() if keys is None else (keys, self.places(keys))
         past = (slots * self._width + self._end[slots] - self.history)[:, None] + np.arange(self.history)
         return {
             "_key": pa.array(keys),
@@ -196,6 +196,10 @@ class History:
             "times": fixed_lists(self._times.reshape(-1)[past]),
             "values": fixed_lists(self._values.reshape(-1)[past]),
         }
+
+    def places(self, keys: Ints) -> Ints:
+        """The slots of keys with state."""
+        return self._slot_of[keys]
 
     def restore(self, state: pa.Table) -> Ints:
         """Replace the state by a snapshot's; returns the slot of each row."""

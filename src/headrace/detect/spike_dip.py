@@ -1,11 +1,13 @@
 """Spikes and dips: how unlikely a value is after its key's recent past (AnomalyDetection_SpikeAndDip).
 
 The past is a mean of n Gaussians, one a remembered value, whose width is the past's own standard deviation; the p-value is
-its upper tail above the new value. Scores depend on a key's own events only, so pieces score as the whole does, bit for bit.
+its upper tail above the new value. Scores depend on a key's own events only, so pieces score as the whole does, bit for bit,
+and the compiled form of the sum (`native`, where it was built) gives the same bits as NumPy's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -13,7 +15,8 @@ import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
 from headrace.core.errors import UserError, nearest
-from headrace.detect.erf import Erf
+from headrace.detect import native
+from headrace.detect.erf import GRID, Erf
 from headrace.detect.history import Floats, History, Ints, Laid
 
 Mode = Literal["spikes", "dips", "spikesanddips"]
@@ -24,10 +27,15 @@ _BLOCK = 32_768  # matrix elements worked on at once: they stay in the second-le
 
 
 class Tails:
-    """p-values of laid-out events against their past: the part that spikes and change points share."""
+    """p-values of laid-out events against their past: the part that spikes and change points share.
 
-    def __init__(self, history: int) -> None:
+    `compiled` says whether the kernel in C does it, which is used unless told otherwise or not built: same bits, sooner.
+    """
+
+    def __init__(self, history: int, *, compiled: bool = True) -> None:
         self._history = history
+        self._kernel = native.tails() if compiled else None
+        self._scratch = np.empty(2 * history)
         self._rows = max(1, _BLOCK // history)
         shape = (self._rows, history)
         self._deviation, self._work = np.empty(shape), np.empty(shape)
@@ -36,12 +44,30 @@ class Tails:
 
     def upper(self, laid: Laid) -> Floats:
         """The chance of a value at least this high, in laid order, in (0, 1); 0.5 where there is no past."""
+        if self._kernel is not None:
+            return self._compiled(self._kernel, laid)
         windows = sliding_window_view(laid.flat, self._history)
         begin = laid.places - self._history
         found = np.empty(len(begin))
         for start in range(0, len(begin), self._rows):
             part = slice(start, start + self._rows)
             found[part] = self._block(windows[begin[part]], laid.values[part], laid.counts[part])
+        return found
+
+    @property
+    def compiled(self) -> bool:
+        return self._kernel is not None
+
+    def _compiled(self, kernel: Callable[..., None], laid: Laid) -> Floats:
+        found = np.empty(len(laid.places))
+        flat, places, values, counts = map(np.ascontiguousarray, (laid.flat, laid.places, laid.values, laid.counts))
+        kernel(
+            *(array.ctypes.data for array in (flat, places, values, counts)),
+            len(found),
+            self._history,
+            WIDTH_MIN,
+            *(array.ctypes.data for array in (*GRID, self._scratch, found)),
+        )
         return found
 
     def _block(self, past: Floats, value: Floats, count: Ints) -> Floats:
@@ -115,9 +141,9 @@ class SpikeDip:
         """Forget keys that were silent so long that their past counts no more; returns them. Never changes a score."""
         return self._history.expire(now)
 
-    def snapshot(self) -> pa.Table:
-        """The whole state, one row a live key: `_key`, `observed`, `times`, `values`."""
-        return pa.table(self._history.snapshot())
+    def snapshot(self, keys: Ints | None = None) -> pa.Table:
+        """The state, one row a live key (or each of `keys`, which have state): `_key`, `observed`, `times`, `values`."""
+        return pa.table(self._history.snapshot(keys))
 
     def restore(self, state: pa.Table) -> None:
         """Replace the state by a snapshot's. UserError when it was taken with another history size."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from headrace.sql.keys import Key, Keys
 from headrace.sql.state import hashable, pack, thawed, unpack
-from headrace.sql.values import Ints
+from headrace.sql.values import Bools, Ints
 
 
 class KeyIds:
@@ -75,6 +75,12 @@ class KeyIds:
     def live(self) -> Ints:
         """The numbers in use, in the order in which their keys came."""
         return np.fromiter(self._of.values(), np.int64, len(self._of))
+
+    def used(self, ids: Ints) -> Bools:
+        """Which numbers, all below `room`, have a key."""
+        found: Bools = np.ones(self.room, np.bool_)
+        found[self._free] = False
+        return found[ids]
 
     def packed(self, ids: Ints) -> list[bytes]:
         """Keys as bytes, for a snapshot."""

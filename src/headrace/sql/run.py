@@ -1,13 +1,12 @@
 """Running a plan: events go in by input, rows come out by output, state goes out and in as bytes.
 
 Everything is a function of the events and ticks given, in their order: no clock, no I/O, no threads. Rows of a call are
-returned in the order of the script's statements; what several statements write to one output comes as one piece, by time,
-then by statement.
+returned in the order of the script's statements, one piece per output; `merge` says in which order its rows stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -17,47 +16,32 @@ import pyarrow as pa
 from headrace.core.clock import TICKS_PER_S
 from headrace.core.errors import NotFound, UserError, nearest
 from headrace.core.flow import MIN_WATERMARK, Watermark
-from headrace.core.identity import derived_event_id
-from headrace.core.schema import JSON_TYPE, LOG_SCHEMA, EventBatch
+from headrace.core.schema import EventBatch
 from headrace.sql.declared import check, typed, typed_table
 from headrace.sql.decode import Payload
-from headrace.sql.errors import RowError
 from headrace.sql.evaluate import Frame, Memo
 from headrace.sql.keys import Key, group
+from headrace.sql.lane import AnyOperator, Lane, held, lowest
+from headrace.sql.merge import Piece, merged, side_by_side
 from headrace.sql.operators.match import MatchOperator
 from headrace.sql.operators.select import Counts, SelectOperator, Stages, as_frame, filtered
 from headrace.sql.operators.stream_join import StreamJoinOperator
 from headrace.sql.operators.timeline import Dropped, Policies, Timeline
 from headrace.sql.operators.union import UnionOperator
 from headrace.sql.output import OutputRows, Results, SetAsideRows
-from headrace.sql.plan import FromNode, InputNode, JoinNode, MatchNode, Plan, PlanNode, SelectNode
-from headrace.sql.rows import Joined, Named, Rows
-from headrace.sql.state import bytes_table, hashable, pack, table_bytes, thawed, unpack
+from headrace.sql.plan import FromNode, InputNode, JoinNode, MatchNode, Plan, PlanNode, SelectNode, UnionNode
+from headrace.sql.rows import Joined, Rows
+from headrace.sql.set_aside import SetAside
+from headrace.sql.state import hashable, pack, thawed, unpack
 from headrace.sql.stats import OperatorStats, RunStats, delay_s, told
 from headrace.sql.values import Bools, Ints
 
 __all__ = ["Decoded", "OutputRows", "Policies", "Results", "Run", "SetAsideRows"]
-_VERSION = 3
+_VERSION = 4
 _HELD = (StreamJoinOperator, MatchOperator)
 """Operators whose results may be older than the mark of their sources: they say how far they are."""
 _BUFFERS = (UnionOperator, StreamJoinOperator, MatchOperator)
 """Operators that take rows by port and answer in `advance` alone."""
-
-
-AnyOperator = Timeline | SelectOperator | UnionOperator | StreamJoinOperator | MatchOperator | Stages
-
-
-class Lane(NamedTuple):
-    """The operators of one timeline, and how far each of them is."""
-
-    operators: list[AnyOperator]
-    marks: list[Watermark]
-
-    def held(self) -> int:
-        return sum(map(_held, self.operators))
-
-    def level(self) -> Watermark:
-        return max(operator.level for operator in self.operators if isinstance(operator, Timeline))
 
 
 class Decoded(NamedTuple):
@@ -70,39 +54,13 @@ class Decoded(NamedTuple):
     details: list[str]
 
 
-def _held(operator: AnyOperator) -> int:
-    if isinstance(operator, SelectOperator):
-        return operator.state_rows()
-    if isinstance(operator, Stages):
-        return 0
-    return operator.waiting_rows() if isinstance(operator, Timeline) else operator.rows()
+def _plain(key: Key) -> list[Any]:
+    """A key as values of the language."""
+    return [thawed(part) for part in key]
 
 
-def _mark_of(operator: AnyOperator) -> Watermark:
-    assert isinstance(operator, Timeline)
-    return operator.mark
-
-
-def _merged(found: list[Results]) -> Results:
-    """The results of several lanes as one: each output's rows in time order."""
-    pieces = [(0, rows) for results in found for rows in results.rows]
-    return Results(_by_output(pieces), [aside for results in found for aside in results.set_aside])
-
-
-def _by_output(found: list[tuple[int, OutputRows]]) -> list[OutputRows]:
-    """One piece per output: its rows by time, then by statement. Outputs come in the order of the script's statements."""
-    if len(found) > 1:
-        found.sort(key=lambda one: one[0])
-    by_output: dict[str, list[Rows]] = {}
-    for _, rows in found:
-        by_output.setdefault(rows.output, []).append(rows.data)
-    merged: list[OutputRows] = []
-    for name, pieces in by_output.items():
-        together = Rows.concat(pieces)
-        if len(pieces) > 1:
-            together = together.take(np.argsort(together.times, kind="stable"))
-        merged.append(OutputRows(name, together.times, together))
-    return merged
+def _hashed(key: Sequence[Any]) -> Key:
+    return tuple(hashable(part) for part in key)
 
 
 def _leaves(plan: Plan) -> set[int]:
@@ -140,7 +98,7 @@ class Run:
                 f"no reference data for {', '.join(missing)}", hint="name a file for it in the job's settings"
             )
         self.plan = plan
-        self.on_error = on_error
+        self._aside = SetAside(on_error)
         self.decoders = {name: plan.decoder(name) for name in plan.inputs}
         self._misfits: dict[str, tuple[int, int]] = {}  # reference data: rows, and those of them that do not fit
         for name in plan.references:
@@ -163,15 +121,19 @@ class Run:
         }
         self._use(self._lane())
         self.lanes: dict[Key, Lane] = {}  # TIMESTAMP BY … OVER: one per key, each with all operators
+        self._lanes_touched: set[Key] = set()  # since the last snapshot; others at most saw time go by
+        self._advanced: dict[str, int] = {}  # by input: up to where all lanes were told that nothing came
         self._swept = MIN_WATERMARK
+        self.snapshots = 0  # the number of the last snapshot
+        self._known_snapshot: int | None = None  # the one that operators know their changes since
         self.rows_in = [0] * len(plan.nodes)
         self.rows_out = [0] * len(plan.nodes)
-        self._input = ""
-        self._aside: list[SetAsideRows] = []
-        self._derived = 0
         self._statements: dict[int, list[tuple[int, str]]] = {}
         for number, (name, at) in enumerate(plan.statements):
             self._statements.setdefault(at, []).append((number, name))
+        names = [name for name, _ in plan.statements]
+        bases = {name: plan.keeps_step(at) for name, at in plan.statements if names.count(name) > 1}
+        self._in_step = {name: base for name, base in bases.items() if base is not None}
 
     # -- lanes
 
@@ -182,13 +144,13 @@ class Run:
             if isinstance(node, InputNode):
                 operators.append(Timeline(node.timestamp, self._policies, self.decoders[node.input]))
             elif isinstance(node, SelectNode):
-                operators.append(SelectOperator(node.select, self._tables, self._on_faults, self.counts[at]))
+                operators.append(SelectOperator(node.select, self._tables, self._aside.on_faults, self.counts[at]))
             elif isinstance(node, JoinNode):
-                operators.append(StreamJoinOperator(node.join, self._on_faults))
+                operators.append(StreamJoinOperator(node.join, self._aside.on_faults))
             elif isinstance(node, MatchNode):
-                operators.append(MatchOperator(node.match, self._on_faults))
+                operators.append(MatchOperator(node.match, self._aside.on_faults))
             elif isinstance(node, FromNode):
-                operators.append(Stages(node.stages, self._tables, self._on_faults))
+                operators.append(Stages(node.stages, self._tables, self._aside.on_faults))
             else:
                 operators.append(UnionOperator(len(node.sources)))
         return Lane(operators, [MIN_WATERMARK] * len(self.plan.nodes))
@@ -201,10 +163,14 @@ class Run:
         if not self.plan.substreams:
             return step()
         found: list[Results] = []
-        for lane in list(self.lanes.values()):
+        for key, lane in list(self.lanes.items()):
             self._use(lane)
-            found.append(step())
-        return _merged(found)
+            before = lane.held()
+            results = step()
+            if results.rows or results.set_aside or before != lane.held():
+                self._lanes_touched.add(key)
+            found.append(results)
+        return side_by_side(found)
 
     def _process_lanes(self, input: str, payload: Payload) -> Results:
         """Split a batch by OVER key; each key's lane sees its own events only."""
@@ -225,7 +191,7 @@ class Run:
                 some = order[bounds[code] : bounds[code + 1]]
                 if None in key:
                     details = ["a key of TIMESTAMP BY … OVER is null"] * len(some)
-                    self._refuse(fitting, [Dropped(some, "bad_timestamp_key", details)])
+                    self._aside.refuse(fitting, [Dropped(some, "bad_timestamp_key", details)])
                 else:
                     work.setdefault(key, {})[at] = fitting.take(some)
         found: list[Results] = []
@@ -234,11 +200,12 @@ class Run:
             if lane is None:
                 lane = self.lanes[key] = self._lane()
             self._use(lane)
+            self._lanes_touched.add(key)
             found.append(self._run_lane(parts))
         if payload.rows:
             found.append(self._sweep(input, int(payload.arrivals().max())))
-        found.append(Results([], self._take_aside()))
-        return _merged(found)
+        found.append(Results([], self._aside.taken()))
+        return side_by_side(found)
 
     def _run_lane(self, parts: dict[int, Payload]) -> Results:
         fresh: dict[int, Rows] = {}
@@ -246,7 +213,7 @@ class Run:
             timeline = self.operators[at]
             assert isinstance(timeline, Timeline)
             rows, dropped = timeline.process(part)
-            self._refuse(part, dropped)
+            self._aside.refuse(part, dropped)
             if rows is not None:
                 fresh[at] = self._declared(at, rows)
         return self._flow(fresh)
@@ -260,7 +227,9 @@ class Run:
         found = self.advance(input, arrival - 1)
         if len(self.plan.inputs) == 1:
             level = arrival - late
-            self.lanes = {key: lane for key, lane in self.lanes.items() if lane.held() or lane.level() > level}
+            for key in [key for key, lane in self.lanes.items() if not lane.held() and lane.level() <= level]:
+                del self.lanes[key]
+                self._lanes_touched.add(key)
         return found
 
     # -- events
@@ -272,14 +241,14 @@ class Run:
 
     def process(self, input: str, batch: EventBatch | Decoded) -> Results:
         """Events of one input (LOG_SCHEMA), in merged order, each later than all before. Raises RowError, DataError."""
-        input = self._input = self._known(input)
+        input = self._aside.input = self._known(input)
         if not isinstance(batch, Decoded):
             batch = self.decode(input, batch)
         assert batch.input == input, "decoded for another input"
         payload = batch.payload
         if len(batch.bad):
             events = batch.events.take(pa.array(batch.bad))
-            self._aside.append(SetAsideRows(input, events, "undecodable", batch.details))
+            self._aside.add(events, "undecodable", batch.details)
         if payload.rows:
             self._latest = max(self._latest, int(payload.arrivals().max()))
         if self.plan.substreams:
@@ -289,15 +258,16 @@ class Run:
             self.rows_in[at] += payload.rows
             fitting = self._fitting(at, payload)
             rows, dropped = timeline.process(fitting)
-            self._refuse(fitting, dropped)
+            self._aside.refuse(fitting, dropped)
             if rows is not None:
                 fresh[at] = self._declared(at, rows)
         return self._flow(fresh)
 
     def advance(self, input: str, arrival: int) -> Results:
         """No further event of `input` arrived up to `arrival` (ticks)."""
-        name = self._input = self._known(input)
+        name = self._aside.input = self._known(input)
         self._latest = max(self._latest, arrival)
+        self._advanced[name] = max(arrival, self._advanced.get(name, arrival))
         return self._each_lane(lambda: self._advance(name, arrival))
 
     def _advance(self, input: str, arrival: int) -> Results:
@@ -315,7 +285,7 @@ class Run:
     def _finish(self) -> Results:
         fresh: dict[int, Rows] = {}
         for input in self.plan.inputs:
-            self._input = input
+            self._aside.input = input
             for at, timeline in self._timelines(input):
                 rows = timeline.finish()
                 if rows is not None:
@@ -347,7 +317,7 @@ class Run:
         bad, details = check(payload, node.declared)
         if not len(bad):
             return payload
-        self._aside.append(SetAsideRows(self._input, payload.take(bad).events(), "type_mismatch", details))
+        self._aside.add(payload.take(bad).events(), "type_mismatch", details)
         return payload.take(np.setdiff1d(np.arange(payload.rows), bad))
 
     def _declared(self, at: int, rows: Rows) -> Rows:
@@ -355,13 +325,9 @@ class Run:
         assert isinstance(node, InputNode)
         return typed(rows, node.declared) if node.declared else rows
 
-    def _refuse(self, payload: Payload, dropped: list[Dropped]) -> None:
-        for one in dropped:
-            self._aside.append(SetAsideRows(self._input, payload.take(one.at).events(), one.reason, one.details))
-
     def _flow(self, fresh: dict[int, Rows]) -> Results:
         """Push rows and watermarks through the graph once, sources first."""
-        found: list[tuple[int, OutputRows]] = []
+        found: list[Piece] = []
         memos: dict[int, Memo] = {}
         holds: dict[int, Bools | None] = {}
         timer = self._timer
@@ -382,12 +348,13 @@ class Run:
             if rows is None:
                 continue
             self.rows_out[at] += rows.rows
-            found += [(number, OutputRows(name, rows.times, rows)) for number, name in self._statements.get(at, ())]
+            found += [Piece(number, name, rows) for number, name in self._statements.get(at, ())]
             if node.shared:
                 memos[at] = Memo(node.shared)
             if node.bank is not None:
                 self._banked(at, node, rows, memos.get(at), holds, found)
-        return Results(_by_output(found), self._take_aside())
+        inputs = {name: fresh[base].origin if base in fresh else None for name, base in self._in_step.items()}
+        return Results(merged(found, inputs), self._aside.taken())
 
     def _banked(
         self,
@@ -396,7 +363,7 @@ class Run:
         rows: Rows,
         memo: Memo | None,
         holds: dict[int, Bools | None],
-        found: list[tuple[int, OutputRows]],
+        found: list[Piece],
     ) -> None:
         """Test the filters of a node's readers together; leaves among them do their work at once."""
         assert node.bank is not None
@@ -416,11 +383,7 @@ class Run:
                 self.busy_s[member] += timer() - began
             if out is not None:
                 self.rows_out[member] += out.rows
-                found += [(number, OutputRows(name, out.times, out)) for number, name in self._statements[member]]
-
-    def _take_aside(self) -> list[SetAsideRows]:
-        aside, self._aside = self._aside, []
-        return aside
+                found += [Piece(number, name, out) for number, name in self._statements[member]]
 
     def _step(
         self,
@@ -462,130 +425,107 @@ class Run:
         if port == 1:
             frame.sources = [Rows(rows.times, []) for _ in node.join.reach] + frame.sources
         count = len(frame.sources)
-        found = filtered(frame, node.filters[port], self._on_faults)
+        found = filtered(frame, node.filters[port], self._aside.on_faults)
         if found is frame:
             return rows
         return Joined(found.times, found.sources) if port == 0 and count > 1 else found.sources[-1]
 
-    # -- faults
-
-    def _on_faults(self, frame: Frame) -> Frame:
-        first = frame.faults[0]
-        origin = frame.sources[0].origin if frame.sources else None
-        if self.on_error == "stop":
-            where = ""
-            if origin is not None:
-                where = " in event " + str(origin.take(np.array([first.row])).events().column("_event_id")[0].as_py())
-            raise RowError(
-                f"{first.detail}{where}",
-                hint="correct the query (TRY_CAST gives null), or set on_error to set_aside",
-                code="sql." + first.reason,
-            )
-        rows = sorted({fault.row for fault in frame.faults})
-        details = {fault.row: fault for fault in reversed(frame.faults)}
-        for reason in dict.fromkeys(details[row].reason for row in rows):
-            mine = [row for row in rows if details[row].reason == reason]
-            at = np.array(mine, np.int64)
-            events = origin.take(at).events() if origin is not None else self._derived_events(frame.take(at))
-            self._aside.append(SetAsideRows(self._input, events, reason, [details[row].detail for row in mine]))
-        keep = np.ones(frame.rows, np.bool_)
-        keep[rows] = False
-        return frame.take(np.flatnonzero(keep))
-
-    def _derived_events(self, frame: Frame) -> EventBatch:
-        """Rows that no single event stands behind (a window's, say), as events that carry the row."""
-        if frame.sources:
-            rows = Rows(frame.times, frame.sources[0].items)
-        else:
-            rows = Rows(frame.times, [Named(f"column{at}", column) for at, column in enumerate(frame.extra)])
-        bodies = OutputRows("", frame.times, rows).bodies()
-        ids = [derived_event_id("sql", self._derived, index) for index in range(frame.rows)]
-        self._derived += 1
-        columns: dict[str, list[Any]] = {
-            "_event_id": ids,
-            "_entity_id": [""] * frame.rows,
-            "_type": ["derived"] * frame.rows,
-            "_device": [""] * frame.rows,
-            "_enqueued": frame.times.tolist(),
-            "_content_type": [JSON_TYPE] * frame.rows,
-            "_body": bodies,
-            "_partition": [0] * frame.rows,
-            "_offset": [-1] * frame.rows,
-        }
-        arrays = [
-            pa.array(columns[one.name], one.type) if one.name in columns else pa.nulls(frame.rows, one.type)
-            for one in LOG_SCHEMA
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=LOG_SCHEMA)
-
     # -- state
 
-    def snapshot(self) -> bytes:
-        """The whole state, time policies included."""
-        self._settle_counts()
-        self._state_bytes = [0] * len(self.plan.nodes)
-        lanes = [[[thawed(part) for part in key], lane.marks, self._states(lane)] for key, lane in self.lanes.items()]
-        return pack(
-            {
-                "version": _VERSION,
-                "text": self.plan.text,
-                "shape": self.plan.shape,
-                "marks": self.marks,
-                "derived": self._derived,
-                "rows": [self.rows_in, self.rows_out],
-                "counts": [[one.where_in, one.where_out, one.having_in, one.having_out] for one in self.counts],
-                "latest": self._latest,
-                "states": [] if self.plan.substreams else self._states(Lane(self.operators, self.marks)),
-                "lanes": lanes,
-                "swept": self._swept,
-            }
-        )
+    def snapshot(self, since: int | None = None) -> bytes:
+        """The whole state, time policies included; or what changed since the last snapshot, whose number `since` is.
 
-    def _states(self, lane: Lane) -> list[Any]:
-        states: list[list[bytes]] = []
-        for operator in lane.operators:
-            if isinstance(operator, SelectOperator):
-                states.append(operator.snapshot())
-            elif isinstance(operator, Stages):
-                states.append([])
-            else:
-                states.append([table_bytes(operator.snapshot())])
-        for at, parts in enumerate(states):
-            self._state_bytes[at] += sum(map(len, parts))
+        `snapshots` is the number of the one just made. `restore` takes a whole one and the deltas after it.
+        """
+        assert since is None or since == self._known_snapshot, "changes are known since the last snapshot only"
+        self._settle_counts()
+        whole = since is None
+        if whole:
+            self._state_bytes = [0] * len(self.plan.nodes)
+        keys = [key for key in self.lanes if whole or key in self._lanes_touched]
+        lanes = [[_plain(key), self.lanes[key].marks, self._sized(self.lanes[key].states(None), whole)] for key in keys]
+        self.snapshots += 1
+        found: dict[str, Any] = {
+            "version": _VERSION,
+            "number": self.snapshots,
+            "since": since,
+            "marks": self.marks,
+            "derived": self._aside.derived,
+            "rows": [self.rows_in, self.rows_out],
+            "counts": [[one.where_in, one.where_out, one.having_in, one.having_out] for one in self.counts],
+            "latest": self._latest,
+            "states": []
+            if self.plan.substreams
+            else self._sized(Lane(self.operators, self.marks).states(since), whole),
+            "lanes": lanes,
+            "lanes_gone": [_plain(key) for key in self._lanes_touched if key not in self.lanes],
+            "advanced": self._advanced,
+            "swept": self._swept,
+        }
+        if whole:
+            found |= {"text": self.plan.text, "shape": self.plan.shape}
+        self._known_snapshot = self.snapshots
+        self._lanes_touched = set()
+        return pack(found)
+
+    def _sized(self, states: list[list[bytes]], whole: bool) -> list[list[bytes]]:
+        if whole:
+            for at, parts in enumerate(states):
+                self._state_bytes[at] += sum(map(len, parts))
         return states
 
-    def restore(self, state: bytes) -> None:
-        """Continue where `snapshot` stood. Raises UserError where the state belongs to another script."""
+    def restore(self, state: bytes, deltas: Sequence[bytes] = ()) -> None:
+        """Continue where the last of `deltas` stood, which build on the whole snapshot `state` and on each other.
+
+        Raises UserError where the state belongs to another script, or where a part is missing.
+        """
         try:
-            found = unpack(state)
-            version, text, shape = found["version"], found["text"], found["shape"]
+            parts = [unpack(part) for part in (state, *deltas)]
+            found, last = parts[0], parts[-1]
+            fits = (
+                found["version"] == _VERSION and found["text"] == self.plan.text and found["shape"] == self.plan.shape
+            )
+            chain = [found["since"], *(part["since"] for part in parts[1:])]
+            numbers = [None, *(part["number"] for part in parts[:-1])]
         except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as exc:
             raise UserError("this is no state of a run", hint="start afresh", code="sql.state") from exc
-        if version != _VERSION or text != self.plan.text or shape != self.plan.shape:
+        if not fits:
             raise UserError(
                 "the state belongs to another script or version", hint="start the job afresh", code="sql.state"
             )
-        self._derived, self._swept = found["derived"], found["swept"]
-        self._latest = found["latest"]
-        self.rows_in, self.rows_out = (list(counts) for counts in found["rows"])
-        for counts, saved in zip(self.counts, found["counts"], strict=True):
-            counts.where_in, counts.where_out, counts.having_in, counts.having_out = saved
-        self.lanes = {}
-        for key, marks, states in found["lanes"]:
-            lane = Lane(self._lane().operators, list(marks))
-            self._load(lane, states)
-            self.lanes[tuple(hashable(part) for part in key)] = lane
+        if chain != numbers:
+            raise UserError("a part of the state is missing", hint="start the job afresh", code="sql.state")
+        self._advanced = dict(last["advanced"])
+        self._restore_lanes(parts)
         if not self.plan.substreams:
-            self.marks = list(found["marks"])
-            self._load(Lane(self.operators, self.marks), found["states"])
+            self.marks = list(last["marks"])
+            states = [list(zip(*same, strict=True)) for same in zip(*(part["states"] for part in parts), strict=True)]
+            Lane(self.operators, self.marks).load(states)
+        self._aside.derived, self._swept = last["derived"], last["swept"]
+        self._latest = last["latest"]
+        self.rows_in, self.rows_out = (list(counts) for counts in last["rows"])
+        for counts, saved in zip(self.counts, last["counts"], strict=True):
+            counts.where_in, counts.where_out, counts.having_in, counts.having_out = saved
+        self.snapshots, self._known_snapshot = last["number"], None
 
-    @staticmethod
-    def _load(lane: Lane, states: list[Any]) -> None:
-        for operator, parts in zip(lane.operators, states, strict=True):
-            if isinstance(operator, SelectOperator):
-                operator.restore(parts)
-            elif not isinstance(operator, Stages):
-                operator.restore(bytes_table(parts[0]))
+    def _restore_lanes(self, parts: Sequence[Any]) -> None:
+        """Each key's lane as it was written last. Those that the last delta left out only saw time go by since."""
+        newest: dict[Key, tuple[int, Any]] = {}
+        for number, part in enumerate(parts):
+            for gone in part["lanes_gone"]:
+                newest.pop(_hashed(gone), None)
+            for key, *lane in part["lanes"]:
+                newest[_hashed(key)] = number, lane
+        self.lanes = {}
+        for key, (number, (marks, states)) in newest.items():
+            lane = self.lanes[key] = Lane(self._lane().operators, list(marks))
+            lane.load([[(table,) for table in tables] for tables in states])
+            if number < len(parts) - 1:
+                self._use(lane)
+                for input, arrival in self._advanced.items():
+                    self._aside.input = input
+                    self._advance(input, arrival)
+        self._lanes_touched = set()
 
     def _settle_counts(self) -> None:
         """Readers of a filter bank see every row of its node, but are only called for those that pass."""
@@ -602,8 +542,7 @@ class Run:
         marks: dict[str, int | None] = {}
         for input in self.plan.inputs:
             at_input = [at for at, _ in self._timelines(input)]
-            levels = [_mark_of(lane.operators[at]) for lane in lanes for at in at_input]
-            marks[input] = told(min(levels, default=MIN_WATERMARK))
+            marks[input] = told(lowest(lanes, at_input))
         return {
             "operators": [self._operator_stats(at, lanes) for at in range(len(self.plan.nodes))],
             "watermarks": marks,
@@ -612,6 +551,11 @@ class Run:
             "substreams": len(self.lanes),
         }
 
+    def _output(self, at: int) -> str | None:
+        """Where a node's rows are written to, with those of other statements or without."""
+        nodes = [at, *(reader for reader in self.plan.readers(at) if isinstance(self.plan.nodes[reader], UnionNode))]
+        return next((name for one in nodes for _, name in self._statements.get(one, ())), None)
+
     def _operator_stats(self, at: int, lanes: list[Lane]) -> OperatorStats:
         node, counts = self.plan.nodes[at], self.counts[at]
         source = node.bank_at if at in self._leaves and isinstance(node, SelectNode) else None
@@ -619,14 +563,14 @@ class Run:
         return {
             "operator": f"{at} {node.label}",
             "kind": type(node).__name__.removesuffix("Node").lower(),
-            "output": next((name for _, name in self._statements.get(at, ())), None),
+            "output": self._output(at),
             "rows_in": self.rows_in[at],
             "rows_out": self.rows_out[at],
             "filter_in": counts.where_in,
             "filter_out": counts.where_out,
             "having_in": counts.having_in,
             "having_out": counts.having_out,
-            "state_rows": sum(_held(lane.operators[at]) for lane in lanes),
+            "state_rows": sum(held(lane.operators[at]) for lane in lanes),
             "state_bytes": self._state_bytes[at],
             "watermark": told(mark),
             "watermark_delay_s": delay_s(mark, self._latest),

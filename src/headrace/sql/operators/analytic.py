@@ -12,19 +12,20 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from headrace.core.flow import Watermark
+from headrace.core.flow import MIN_WATERMARK, Watermark
 from headrace.detect.change_point import ChangePoint
 from headrace.detect.spike_dip import SpikeDip
 from headrace.sql import values
 from headrace.sql.arrays import enlarged, expand, stable_order
 from headrace.sql.bind import AnalyticCall
+from headrace.sql.changes import Touched, delta, numbered_rows
 from headrace.sql.evaluate import Frame, RowFault
 from headrace.sql.key_ids import KeyIds
 from headrace.sql.keys import Keys
 from headrace.sql.operators.cells import Cells
 from headrace.sql.operators.look_back import Analytic, candidates, groups
 from headrace.sql.operators.over_aggregate import OverAggregate
-from headrace.sql.state import pack, unpack
+from headrace.sql.operators.stored import arrow_columns, column_from
 from headrace.sql.units import ORIGIN
 from headrace.sql.values import BIGINT, FLOAT, Bools, Column, Constant, Ints, Struct
 
@@ -56,6 +57,7 @@ class Lag(Analytic):
         self.count: Ints = np.empty(0, np.int64)  # by key number
         self.times: Ints = np.empty(0, np.int64)  # by cell
         self.cells = Cells()
+        self.touched = Touched()  # key numbers
 
     def _reserve(self) -> None:
         room = self.ids.room
@@ -126,6 +128,7 @@ class Lag(Analytic):
         kept = np.minimum(lengths[have], self.keep)
         span, at = expand(stops[have] - kept, stops[have])
         cells = (ids * self.keep - (stops[have] - kept))[span] + at
+        self.touched.mark(ids)
         self.count[ids] = kept
         self.times[cells] = times[positions[at]]
         self.cells.put(cells, column.take(positions[at]))
@@ -140,33 +143,30 @@ class Lag(Analytic):
         _, cells = expand(gone * self.keep, (gone + 1) * self.keep)
         self.cells.clear(cells)
         self.count[gone] = 0
+        self.touched.mark(gone)
         self.ids.forget(gone)
 
     def rows(self) -> int:
         return len(self.ids)
 
-    def snapshot(self) -> pa.Table:
-        """One row a key: its candidates as [time, value], oldest first."""
-        ids = self.ids.live()
+    def snapshot(self, since: int | None = None) -> pa.Table:
+        """One row a candidate: a key's stand together, oldest first, under the key's number."""
+        ids, gone = told(self.ids, self.touched, since)
         starts = ids * self.keep
-        _, cells = expand(starts, starts + self.count[ids])
-        pairs = list(zip(self.times[cells].tolist(), self.cells.take(cells).to_list(), strict=True))
-        stops = np.cumsum(self.count[ids]).tolist()
-        rows = [pairs[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-        packed = pa.array([pack(row) for row in rows], pa.binary())
-        return pa.table({"_key": pa.array(self.ids.packed(ids), pa.binary()), "value": packed})
+        span, cells = expand(starts, starts + self.count[ids])
+        columns = {"_key": pa.array(self.ids.packed(ids[span]), pa.binary()), "time": pa.array(self.times[cells])}
+        table = pa.table(columns | arrow_columns("value", self.cells.take(cells)))
+        return numbered_rows(table, ids[span]) if since is None else delta(table, ids[span], gone=gone)
 
     def restore(self, table: pa.Table) -> None:
         self._empty()
         ids = self.ids.restore(table.column("_key").to_pylist())
         self._reserve()
-        rows = [unpack(data) for data in table.column("value").to_pylist()]
-        self.count[ids] = np.fromiter(map(len, rows), np.int64, len(rows))
-        starts = ids * self.keep
-        _, cells = expand(starts, starts + self.count[ids])
-        pairs = [pair for row in rows for pair in row]
-        self.times[cells] = np.fromiter((time for time, _ in pairs), np.int64, len(pairs))
-        self.cells.put(cells, values.from_values([value for _, value in pairs]))
+        self.count[: self.ids.room] = np.bincount(ids, minlength=self.ids.room)
+        _, first, which = np.unique(table.column("_row").to_numpy(), return_index=True, return_inverse=True)
+        cells = ids * self.keep + np.arange(len(ids)) - first[which]
+        self.times[cells] = table.column("time").to_numpy()
+        self.cells.put(cells, column_from("value", table))
 
 
 class IsFirst(Analytic):
@@ -176,6 +176,8 @@ class IsFirst(Analytic):
         self.call = call
         self.ids = KeyIds()
         self.last: Ints = np.empty(0, np.int64)  # by key number: the interval that had its first row already
+        self.swept = MIN_WATERMARK  # interval
+        self.touched = Touched()  # key numbers
 
     def process(self, frame: Frame) -> Column:
         candidate = candidates(self.call, frame)
@@ -196,21 +198,26 @@ class IsFirst(Analytic):
             out[order] = fresh
             ids = self.ids.number(keys.pick(which))
             self.last = enlarged(self.last, self.ids.room)
+            self.touched.mark(ids)
             self.last[ids] = interval[np.append(first[1:], len(code)) - 1]
         return values.of(BIGINT, out)
 
     def advance(self, mark: Watermark) -> None:
         current = -((ORIGIN - mark) // self.call.limit)
-        if len(self.ids) > 1000:
+        if current > self.swept:
+            self.swept = current
             live = self.ids.live()
-            self.ids.forget(live[self.last[live] < current])
+            gone = live[self.last[live] < current]
+            self.touched.mark(gone)
+            self.ids.forget(gone)
 
     def rows(self) -> int:
         return len(self.ids)
 
-    def snapshot(self) -> pa.Table:
-        ids = self.ids.live()
-        return pa.table({"_key": pa.array(self.ids.packed(ids), pa.binary()), "value": pa.array(self.last[ids])})
+    def snapshot(self, since: int | None = None) -> pa.Table:
+        ids, gone = told(self.ids, self.touched, since)
+        table = pa.table({"_key": pa.array(self.ids.packed(ids), pa.binary()), "value": pa.array(self.last[ids])})
+        return numbered_rows(table, ids) if since is None else delta(table, ids, gone=gone)
 
     def restore(self, table: pa.Table) -> None:
         ids = self.ids.restore(table.column("_key").to_pylist())
@@ -225,6 +232,7 @@ class Anomaly(Analytic):
         self.call = call
         self.ids = KeyIds()
         self.detector = self._new()
+        self.touched = Touched()  # key numbers
         self._swept: Watermark = 0
 
     def _new(self) -> SpikeDip | ChangePoint:
@@ -246,6 +254,7 @@ class Anomaly(Analytic):
         ids = np.zeros(len(keys), np.int64)
         with_value = np.flatnonzero(np.bincount(codes[at], minlength=len(keys)))
         ids[with_value] = self.ids.number(keys.pick(with_value))  # the others get none, as nothing would free it
+        self.touched.mark(ids[with_value])
         odd, score = self.detector.score(ids[codes[at]], frame.times[at], numbers[at])
         flags, scores = np.zeros(frame.rows, np.int64), np.zeros(frame.rows)
         flags[at], scores[at] = odd, score
@@ -270,27 +279,32 @@ class Anomaly(Analytic):
         if mark - self._swept < self.call.limit:
             return
         self._swept = mark
-        self.ids.forget(self.detector.expire(mark))
+        gone = self.detector.expire(mark)
+        self.touched.mark(gone)
+        self.ids.forget(gone)
 
     def rows(self) -> int:
         return len(self.ids)
 
-    def snapshot(self) -> pa.Table:
-        ids = self.ids.live()
-        keys = pack([self.ids.packed(ids), ids.tolist()])
-        table = self.detector.snapshot()
-        return table.replace_schema_metadata({**(table.schema.metadata or {}), b"keys": keys})
+    def snapshot(self, since: int | None = None) -> pa.Table:
+        """The detector's own columns, one row a key."""
+        ids, gone = told(self.ids, self.touched, since)
+        table = self.detector.snapshot(ids)
+        packed = pa.array(self.ids.packed(ids), pa.binary())
+        table = table.set_column(table.schema.get_field_index("_key"), "_key", packed)
+        return numbered_rows(table, ids) if since is None else delta(table, ids, gone=gone)
 
     def restore(self, table: pa.Table) -> None:
-        metadata = dict(table.schema.metadata)
-        packed, ids = unpack(metadata.pop(b"keys"))
-        numbers = self.ids.restore(packed)
+        numbers = self.ids.restore(table.column("_key").to_pylist())
         self.detector = self._new()
-        self.detector.restore(renamed(table, dict(zip(ids, numbers.tolist(), strict=True)), metadata))
+        at = table.schema.get_field_index("_key")
+        self.detector.restore(table.set_column(at, "_key", pa.array(numbers, pa.int64())))
 
 
-def renamed(table: pa.Table, numbers: dict[int, int], metadata: dict[bytes, bytes]) -> pa.Table:
-    """A detector's state with its keys numbered anew."""
-    keys = pa.array([numbers[key] for key in table.column("_key").to_pylist()], pa.int64())
-    at = table.schema.get_field_index("_key")
-    return table.set_column(at, "_key", keys).replace_schema_metadata(metadata or None)
+def told(ids: KeyIds, touched: Touched, since: int | None) -> tuple[Ints, Ints]:
+    """The key numbers whose state a snapshot holds, ascending, and those that are gone since the one before."""
+    changed = touched.take()
+    if since is None:
+        return np.sort(ids.live()), changed[:0]
+    used = ids.used(changed)
+    return changed[used], changed[~used]

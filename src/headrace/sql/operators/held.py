@@ -6,7 +6,7 @@ copied a few times in its life, however small the batches are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from headrace.sql import values
 from headrace.sql.arrays import enlarged, numbered
+from headrace.sql.changes import delta, numbered_rows
 from headrace.sql.key_ids import KeyIds
-from headrace.sql.state import pack, unpack
+from headrace.sql.operators.stored import arrow_columns, column_from
 from headrace.sql.values import Column, Ints
 
 
@@ -42,6 +43,8 @@ class Held:
         self.live: Ints = np.empty(0, np.int64)  # how many rows each key has, by its number
         self._pieces: list[Some] = []
         self._rows = 0
+        self._gone = 0  # rows so far: held row i has the number `_gone` + i
+        self._told = 0  # the number after the last row of the last snapshot
 
     def __len__(self) -> int:
         return self._rows
@@ -76,31 +79,30 @@ class Held:
 
     def _drop(self, ids: Ints) -> None:
         self._rows -= len(ids)
+        self._gone += len(ids)
         np.subtract.at(self.live, ids, 1)
         _, touched = numbered(ids, len(self.live))
         self.ids.forget(touched[self.live[touched] == 0])
 
     # -- state
 
-    def snapshot(self) -> pa.Table:
-        """One row per row: `_key`, `time`, and a column of packed values for each of the columns."""
+    def snapshot(self, since: int | None = None) -> pa.Table:
+        """One row per row: `_key`, `time`, and Arrow columns for each of the columns. Changes are the rows that came."""
+        begin = 0 if since is None else max(self._told - self._gone, 0)
+        numbers = np.arange(self._gone + begin, self._gone + self._rows)
+        self._told = self._gone + self._rows
         some = self.together()
-        if some is None:
-            return pa.table({"_key": pa.array([], pa.binary()), "time": pa.array([], pa.int64())})
-        columns: dict[str, Any] = {
-            "_key": pa.array(self.ids.packed(some.ids), pa.binary()),
-            "time": pa.array(some.times),
-        }
-        for at, column in enumerate(some.columns):
-            columns[str(at)] = pa.array([pack(value) for value in column.to_list()], pa.binary())
-        return pa.table(columns)
+        columns: dict[str, Any] = {"_key": pa.array([], pa.binary()), "time": pa.array([], pa.int64())}
+        if some is not None:
+            some = some.after(begin)
+            columns = {"_key": pa.array(self.ids.packed(some.ids), pa.binary()), "time": pa.array(some.times)}
+            for at, column in enumerate(some.columns):
+                columns |= arrow_columns(str(at), column)
+        table = pa.table(columns)
+        return numbered_rows(table, numbers) if since is None else delta(table, numbers, first=self._gone)
 
     def restore(self, state: pa.Table) -> None:
         self.__init__()  # type: ignore[misc]
         ids = self.ids.restore(state.column("_key").to_pylist())
-        columns = [_unpacked(state.column(name).to_pylist()) for name in state.column_names[2:]]
-        self.append(state.column("time").to_numpy(), ids, columns)
-
-
-def _unpacked(data: Iterable[bytes]) -> Column:
-    return values.from_values([unpack(one) for one in data])
+        count = len({name.split(".")[0] for name in state.column_names if "." in name})
+        self.append(state.column("time").to_numpy(), ids, [column_from(str(at), state) for at in range(count)])

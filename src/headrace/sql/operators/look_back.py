@@ -25,7 +25,8 @@ class Analytic:
         """How many keys have state."""
         raise NotImplementedError
 
-    def snapshot(self) -> pa.Table:
+    def snapshot(self, since: int | None = None) -> pa.Table:
+        """Everything, or what changed since the snapshot before, whose number `since` is (see `changes`)."""
         raise NotImplementedError
 
     def restore(self, table: pa.Table) -> None:

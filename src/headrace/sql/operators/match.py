@@ -230,7 +230,7 @@ class MatchOperator:
     def rows(self) -> int:
         return sum(map(len, self.events.values())) + len(self.found)
 
-    def snapshot(self) -> pa.Table:
+    def snapshot(self, since: int | None = None) -> pa.Table:
         """One row per partition: its events; matches not yet reported are in the metadata."""
         keys = [[thawed(part) for part in key] for key in self.events]
         table = value_table(keys, [[list(event) for event in events] for events in self.events.values()])

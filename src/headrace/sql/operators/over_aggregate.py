@@ -101,8 +101,8 @@ class OverAggregate(Analytic):
     def rows(self) -> int:
         return len(self.held)
 
-    def snapshot(self) -> pa.Table:
-        return self.held.snapshot()
+    def snapshot(self, since: int | None = None) -> pa.Table:
+        return self.held.snapshot(since)
 
     def restore(self, table: pa.Table) -> None:
         self.held = Held()

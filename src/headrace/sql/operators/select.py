@@ -24,7 +24,6 @@ from headrace.sql.operators.apply import ApplyStage
 from headrace.sql.operators.reference_join import ReferenceJoin, ReferenceJoinOperator
 from headrace.sql.operators.windows import GroupOperator
 from headrace.sql.rows import Joined, Named, Records, Rows, Spread
-from headrace.sql.state import bytes_table, table_bytes
 from headrace.sql.values import RECORD, Bools, Ints, Repeat
 
 Stage = ReferenceJoin | ApplyStage
@@ -291,12 +290,12 @@ class SelectOperator:
     def state_rows(self) -> int:
         return (self.group.rows() if self.group else 0) + sum(analytic.rows() for analytic in self.analytics)
 
-    def snapshot(self) -> list[bytes]:
-        tables = [analytic.snapshot() for analytic in self.analytics]
-        return [table_bytes(table) for table in [*tables, *(self.group.snapshot() if self.group else [])]]
+    def snapshot(self, since: int | None = None) -> list[pa.Table]:
+        """A table for each analytic call and each window: whole, or a delta to the snapshot before."""
+        tables = [analytic.snapshot(since) for analytic in self.analytics]
+        return [*tables, *(self.group.snapshot(since) if self.group else [])]
 
-    def restore(self, state: Sequence[bytes]) -> None:
-        tables = [bytes_table(part) for part in state]
+    def restore(self, tables: Sequence[pa.Table]) -> None:
         for analytic, table in zip(self.analytics, tables, strict=False):
             analytic.restore(table)
         if self.group is not None:

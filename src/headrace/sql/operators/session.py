@@ -136,8 +136,8 @@ class Sessions:
 
     # -- state
 
-    def snapshot(self) -> pa.Table:
-        """One row per open (session, group), with the accumulators' columns; the sessions are in the metadata."""
+    def snapshot(self, since: int | None = None) -> pa.Table:
+        """One row per open (session, group), with the accumulators' columns; the sessions are in the metadata. Always whole."""
         pairs = [(number, key, slot) for number, groups in self.slots.items() for key, slot in groups.items()]
         at = np.array([slot for _, _, slot in pairs], np.int64)
         columns: dict[str, Any] = {

@@ -88,11 +88,12 @@ class Sliding:
 
     # -- state
 
-    def snapshot(self) -> pa.Table:
+    def snapshot(self, since: int | None = None) -> pa.Table:
         """One row per event that a window still holds."""
         self.held.forget(self.emitted - self.size, all=True)
-        about = {"emitted": str(self.emitted), "shape": " ".join(map(str, self.shape))}
-        return self.held.snapshot().replace_schema_metadata(about)
+        about = {b"emitted": str(self.emitted), b"shape": " ".join(map(str, self.shape))}
+        table = self.held.snapshot(since)
+        return table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
 
     def restore(self, state: pa.Table) -> None:
         self.emitted = int(state.schema.metadata[b"emitted"])

@@ -259,7 +259,7 @@ class StreamJoinOperator:
 
     # -- state
 
-    def snapshot(self) -> pa.Table:
+    def snapshot(self, since: int | None = None) -> pa.Table:
         """One row per side: its rows, their keys, and which left ones had a match."""
         sides = []
         for side in (self.left, self.right):

@@ -170,7 +170,7 @@ class Timeline:
     def waiting_rows(self) -> int:
         return sum(rows.rows for rows in self.waiting)
 
-    def snapshot(self) -> pa.Table:
+    def snapshot(self, since: int | None = None) -> pa.Table:
         """The waiting events as they came, with their adjusted times; the level is in the metadata."""
         if self.waiting:
             rows = Rows.concat(self.waiting)

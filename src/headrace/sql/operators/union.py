@@ -50,7 +50,7 @@ class UnionOperator:
     def rows(self) -> int:
         return sum(rows.rows for port in self.waiting for rows in port)
 
-    def snapshot(self) -> pa.Table:
+    def snapshot(self, since: int | None = None) -> pa.Table:
         """A row per waiting row: port and time as key, its columns, and the event it was made from."""
         keys: list[list[int]] = []
         found: list[list[Any]] = []

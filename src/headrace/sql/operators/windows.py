@@ -18,6 +18,7 @@ import pyarrow as pa
 from headrace.core.flow import MIN_WATERMARK, Watermark
 from headrace.sql import values
 from headrace.sql.arrays import Fifo, enlarged, expand
+from headrace.sql.changes import Touched, delta, numbered_rows
 from headrace.sql.key_ids import KeyIds
 from headrace.sql.keys import Key, renumber
 from headrace.sql.operators.grouped import Closed, Make, Parts, WindowState
@@ -56,6 +57,8 @@ class Panes:
         self.free: list[int] = []
         self.used = 0
         self.emitted: Watermark = MIN_WATERMARK
+        self.released = 0  # groups so far: open group i has the number `released` + i
+        self.touched = Touched()  # slots
 
     def add(
         self,
@@ -71,15 +74,17 @@ class Panes:
         assert low >= self.newest, "rows come in time order"
         ids = self.ids.number(keys)
         if low == high:
-            slots = self._slots(np.full(len(keys), low), ids)[codes]
+            groups, row_groups = self._slots(np.full(len(keys), low), ids), codes
         else:
             combined = (panes - low) * len(keys) + codes if (high - low) < (1 << 62) // max(len(keys), 1) else None
             if combined is None:
                 panes_dense, _ = renumber(panes)
                 combined = panes_dense * len(keys) + codes
-            dense, first = renumber(combined)
-            slots = self._slots(panes[first], ids[codes[first]])[dense]
+            row_groups, first = renumber(combined)
+            groups = self._slots(panes[first], ids[codes[first]])
         self.newest = high
+        self.touched.mark(groups)
+        slots = groups[row_groups]
         for accumulator, columns in zip(self.accumulators, args, strict=True):
             accumulator.reserve(self.used)
             accumulator.add(slots, columns)
@@ -192,6 +197,7 @@ class Panes:
         np.subtract.at(self.live, ids, 1)
         self.slot_pane[ids[self.slot_pane[ids] == panes]] = MIN_WATERMARK
         self.open.pop(groups)
+        self.released += groups
         if len(self.ids) > 2 * len(self.open) + _IDLE_MAX:
             known = self.ids.live()
             gone = known[self.live[known] == 0]
@@ -202,18 +208,23 @@ class Panes:
 
     # -- state
 
-    def snapshot(self) -> pa.Table:
+    def snapshot(self, since: int | None = None) -> pa.Table:
         """One row per open (pane, group), in pane and appearance order, with the accumulators' columns beside it."""
-        slots = self.open.column(_SLOT)
+        changed = self.touched.has(self.open.column(_SLOT))
+        self.touched.take()
+        at = np.arange(len(self.open)) if since is None else np.flatnonzero(changed)
+        slots = self.open.column(_SLOT)[at]
         columns: dict[str, Any] = {
-            "_key": pa.array(self.ids.packed(self.open.column(_ID)), pa.binary()),
-            "pane": pa.array(self.open.column(_PANE)),
+            "_key": pa.array(self.ids.packed(self.open.column(_ID)[at]), pa.binary()),
+            "pane": pa.array(self.open.column(_PANE)[at]),
         }
         for index, accumulator in enumerate(self.accumulators):
             accumulator.reserve(self.used)
             saved = accumulator.save(slots)
             columns |= {f"{index}.{name}": saved.column(name) for name in saved.column_names}
-        return pa.table(columns).replace_schema_metadata({"emitted": str(self.emitted)})
+        table = pa.table(columns).replace_schema_metadata({"emitted": str(self.emitted)})
+        numbers = at + self.released
+        return numbered_rows(table, numbers) if since is None else delta(table, numbers, first=self.released)
 
     def restore(self, state: pa.Table) -> None:
         self.__init__(self.window, self.make)  # type: ignore[misc]
@@ -289,8 +300,8 @@ class GroupOperator:
     def rows(self) -> int:
         return sum(panes.rows() for panes in self.panes)
 
-    def snapshot(self) -> list[pa.Table]:
-        return [panes.snapshot() for panes in self.panes]
+    def snapshot(self, since: int | None = None) -> list[pa.Table]:
+        return [panes.snapshot(since) for panes in self.panes]
 
     def restore(self, tables: Sequence[pa.Table]) -> None:
         for panes, table in zip(self.panes, tables, strict=True):
