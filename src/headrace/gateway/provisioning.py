@@ -15,6 +15,7 @@ import structlog
 
 from headrace.core.clock import Clock
 from headrace.core.errors import Unavailable
+from headrace.devices.attestation import AttestationRefused
 from headrace.devices.certificates import ClientCertificate
 from headrace.gateway.provisioning_desk import RETRY_AFTER_S, ProvisioningDesk, Visitor
 from headrace.gateway.provisioning_shapes import BAD, THROTTLED, operation_json
@@ -216,7 +217,8 @@ class ProvisioningConnection(asyncio.Protocol):
         """Answer the CONNECT."""
         said = self._connect.client_id.lower()
         if said != wire.fold(self._visitor.name.registration_id):
-            self._door.desk.note(Denied(BAD, "client id and user name differ"), self._visitor)
+            refused = AttestationRefused("id", "client id and user name differ", hint="both are the registration id")
+            self._door.desk.note(refused, self._visitor)
             self._refuse(NOT_AUTHORISED)
             return
         try:

@@ -118,7 +118,8 @@ class ProvisioningDesk:
 
     def note(self, exc: Exception, visitor: Visitor) -> None:
         """Count what was refused, by reason."""
-        reason = exc.reason if isinstance(exc, AttestationRefused) else "failed"
+        other = "request" if isinstance(exc, HeadraceError) else "failed"
+        reason = exc.reason if isinstance(exc, AttestationRefused) else other
         detail = exc.message if isinstance(exc, HeadraceError) else type(exc).__name__
         device = visitor.name.registration_id[:128]
         self._refusals.note(f"provisioning_{reason}", detail=detail, device=device, address=visitor.address)
