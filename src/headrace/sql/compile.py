@@ -14,7 +14,7 @@ from headrace.sql.compile_select import SelectCompiler
 from headrace.sql.errors import SqlError
 from headrace.sql.functions.user import UserFunction
 from headrace.sql.match_plan import bind_match
-from headrace.sql.plan import InputNode, MatchNode, Plan, PlanNode, SelectNode, UnionNode
+from headrace.sql.plan import InputNode, MatchNode, Plan, PlanNode, SelectNode, UnionNode, in_step
 from headrace.sql.recover import parse_all
 from headrace.sql.rewrite import Notes, RewritingBinder, apply_rewrites, chosen
 from headrace.sql.scope import Scope, ScopeSource, fail
@@ -85,7 +85,7 @@ class Compiler:
             at = self.query(step.query)
             self.nodes[at].label = f"step {step.name}"
             self.steps[step.name.lower()] = at
-        statements = [self._statement(query) for query in script.queries]
+        statements = self._one_order([self._statement(query) for query in script.queries])
         with self.tried():
             check_rules(script, self.references)
         return Plan(
@@ -111,6 +111,27 @@ class Compiler:
                 )
         name = next(iter(named.values()), "output")
         return self.spelled.setdefault(f"into {name.lower()}", name), self.query(query)
+
+    def _one_order(self, statements: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Statements that write to one output as one stream, whose order depends on the events alone.
+
+        Those that answer each row of one input at once stay apart: their rows follow the rows of that input. All others
+        are joined by a UNION, which holds rows until no statement can bring an earlier one.
+        """
+        groups: dict[str, list[int]] = {}
+        for name, at in statements:
+            groups.setdefault(name, []).append(at)
+        found: list[tuple[str, int]] = []
+        for name, at in statements:
+            same = groups[name]
+            steps = {in_step(self.nodes, one) for one in same}
+            if len(same) == 1 or (len(steps) == 1 and None not in steps):
+                found.append((name, at))
+            elif at == same[0]:
+                known = [self.nodes[one].columns for one in same]
+                columns = known[0] if all(one == known[0] for one in known) else None
+                found.append((name, self.add(UnionNode(f"all into {name}", list(same), columns))))
+        return found
 
     def reference(self, name: str) -> str | None:
         """Reference data by this name."""

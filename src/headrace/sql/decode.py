@@ -45,6 +45,19 @@ class Payload:
         """The same, holding on to nothing but its own rows: for what waits in a buffer."""
         raise NotImplementedError
 
+    def places(self, of: Payload) -> Ints:
+        """Where in `of` each of these rows stands: they were taken from it, or both from a third."""
+        if self is of:
+            return np.arange(self.rows)
+        assert isinstance(self, _Taken), "made from other rows"
+        if self._of is of:
+            return self._at
+        assert isinstance(of, _Taken), "made from other rows"
+        assert self._of is of._of, "made from other rows"
+        back = np.zeros(of._of.rows, np.int64)
+        back[of._at] = np.arange(of.rows)
+        return back[self._at]
+
     def arrivals(self) -> Ints:
         """When each event was enqueued, ticks."""
         found: Ints = self.events().column("_enqueued").to_numpy()

@@ -106,6 +106,15 @@ class MatchNode(PlanNode):
     match: MatchPlan = field(default_factory=lambda: MatchPlan(0, [], [], [], [], [], [], []))
 
 
+def in_step(nodes: Sequence[PlanNode], at: int) -> int | None:
+    """The input whose rows become a node's rows one by one, without waiting; None where something holds rows back."""
+    while isinstance(node := nodes[at], SelectNode):
+        if node.select.grouped or len(node.sources) != 1:
+            return None
+        at = node.sources[0]
+    return at if isinstance(node, InputNode) else None
+
+
 @dataclass
 class Plan:
     """A script, ready to run: `sql.run.Run(plan, ...)`."""
@@ -145,6 +154,10 @@ class Plan:
     def readers(self, at: int) -> list[int]:
         """The nodes that read a node."""
         return [reader for reader, node in enumerate(self.nodes) if at in node.sources]
+
+    def keeps_step(self, at: int) -> int | None:
+        """The input that a node keeps step with: each of its rows is made from one row of that input, at once."""
+        return in_step(self.nodes, at)
 
     def decoder(self, input: str) -> Decoder:
         """A decoder for the fields that the whole script reads from an input."""
