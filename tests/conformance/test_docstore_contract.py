@@ -94,6 +94,15 @@ async def test_many_are_put_together_or_not_at_all(docs: DocStore) -> None:
     assert [(d.id, d.body["n"]) for d in await docs.query("things")] == [("a", 1), ("b", 5), ("c", 6)]
 
 
+async def test_the_newest_of_many_stays_where_its_field_says_so(docs: DocStore) -> None:
+    await docs.put("things", "c", {"no": 1})
+    await docs.put_many("things", {"a": {"at": 5}, "b": {"at": 5}}, newest_by="at")
+    await docs.put_many("things", {id: {"at": 4, "late": True} for id in "abcd"}, newest_by="at")
+    await docs.put_many("things", {"b": {"at": 6}}, newest_by="at")
+    found = {document.id: document.body for document in await docs.query("things")}
+    assert found == {"a": {"at": 5}, "b": {"at": 6}, "c": {"at": 4, "late": True}, "d": {"at": 4, "late": True}}
+
+
 async def test_delete_says_whether_there_was_one_and_minds_the_etag(docs: DocStore) -> None:
     assert await docs.delete("things", "a") is False
     first = await docs.put("things", "a", {"n": 1})

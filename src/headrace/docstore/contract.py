@@ -50,10 +50,16 @@ class DocStore(Protocol):
         ...
 
     async def put_many(
-        self, collection: str, bodies: Mapping[str, Mapping[str, Any]], *, if_match: str | None = None
+        self,
+        collection: str,
+        bodies: Mapping[str, Mapping[str, Any]],
+        *,
+        if_match: str | None = None,
+        newest_by: str = "",
     ) -> None:
         """Insert or replace many in one transaction. Where `if_match` (ANY or ABSENT) fails for one of them, Conflict and
-        none is written."""
+        none is written. With `newest_by`, a top-level field of integers, those are left out whose stored body has a larger
+        one: of what several processes say late, the newest stays."""
         ...
 
     async def delete(self, collection: str, id: str, *, if_match: str | None = None) -> bool:

@@ -49,12 +49,20 @@ class MemoryDocStore:
         return _document(id, kept)
 
     async def put_many(
-        self, collection: str, bodies: Mapping[str, Mapping[str, Any]], *, if_match: str | None = None
+        self,
+        collection: str,
+        bodies: Mapping[str, Mapping[str, Any]],
+        *,
+        if_match: str | None = None,
+        newest_by: str = "",
     ) -> None:
         now = self._clock.now()
         texts = {id: encode(body) for id, body in bodies.items()}
         self._check(collection, texts, if_match)
         for id, text in texts.items():
+            stored = self._live(collection).get(id) if newest_by else None
+            if stored is not None and decode(stored.text).get(newest_by, 0) > bodies[id][newest_by]:
+                continue
             self._store(collection, id, text, now, None)
         await self._tell()
 

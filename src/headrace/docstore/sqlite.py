@@ -89,7 +89,12 @@ class SqliteDocStore:
         return Document(id, await self._commit(run), decode(text), now, expires)
 
     async def put_many(
-        self, collection: str, bodies: Mapping[str, Mapping[str, Any]], *, if_match: str | None = None
+        self,
+        collection: str,
+        bodies: Mapping[str, Mapping[str, Any]],
+        *,
+        if_match: str | None = None,
+        newest_by: str = "",
     ) -> None:
         now = self._clock.now()
         texts = [(id, encode(body)) for id, body in bodies.items()]
@@ -98,7 +103,13 @@ class SqliteDocStore:
             if if_match is not None:
                 for id, _ in texts:
                     check_match(collection, id, _etag(connection, collection, id, now), if_match)
-            _store(connection, self._feed, collection, texts, now, None)
+            kept = texts
+            if newest_by:
+                kept = [
+                    each for each in texts if not _is_newer(connection, collection, each[0], bodies, newest_by, now)
+                ]
+            if kept:
+                _store(connection, self._feed, collection, kept, now, None)
 
         if texts:
             await self._commit(run)
@@ -261,6 +272,15 @@ def _etag(connection: sqlite3.Connection, collection: str, id: str, now: int) ->
     sql = f"SELECT etag FROM documents WHERE collection = ? AND id = ? AND {_LIVE}"
     row = connection.execute(sql, (collection, id, now)).fetchone()
     return None if row is None else str(row[0])
+
+
+def _is_newer(
+    connection: sqlite3.Connection, collection: str, id: str, bodies: Mapping[str, Mapping[str, Any]], by: str, now: int
+) -> bool:
+    """Whether the stored body of a document has a larger number than the one that should replace it."""
+    sql = f"SELECT json_extract(body, ?) > ? FROM documents WHERE collection = ? AND id = ? AND {_LIVE}"
+    row = connection.execute(sql, (f'$."{by}"', bodies[id][by], collection, id, now)).fetchone()
+    return row is not None and bool(row[0])
 
 
 def _next_sequence(connection: sqlite3.Connection) -> int:

@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 import structlog
 
 from headrace.core.clock import Clock
-from headrace.core.errors import Conflict, Unavailable
-from headrace.docstore.contract import ABSENT, DocStore
+from headrace.core.errors import Unavailable
+from headrace.docstore.contract import DocStore
 
 RETRY_S = 1.0
-TOGETHER_MAX = 500
-TRIES_MAX = 5
 
 log = structlog.get_logger()
 
@@ -40,8 +38,8 @@ class DocumentWriter:
         self._lock = asyncio.Lock()
 
     def put(self, collection: str, id: str, body: Mapping[str, Any], *, newest_by: str = "") -> None:
-        """Write soon; replaces what waits for the same document. With `newest_by`, a field of numbers, not over a stored body
-        whose number is larger. That costs a read each, so it is for facts that several processes write."""
+        """Write soon; replaces what waits for the same document. With `newest_by`, a field of integers, not over a stored
+        body whose number is larger: for facts that several processes write."""
         self._pending[collection, id] = _Fact(body, newest_by)
         self._wake.set()
 
@@ -96,21 +94,9 @@ class DocumentWriter:
                 await self._docs.put_many(collection, kept)
             for id in [id for id, fact in facts.items() if fact.body is None]:
                 await self._docs.delete(collection, id)
-            ordered = [(id, fact) for id, fact in facts.items() if fact.newest_by]
-            for at in range(
-                0, len(ordered), TOGETHER_MAX
-            ):  # the store makes few transactions of those that come together
-                await asyncio.gather(*(self._put_newest(collection, *each) for each in ordered[at : at + TOGETHER_MAX]))
-
-    async def _put_newest(self, collection: str, id: str, fact: _Fact) -> None:
-        assert fact.body is not None
-        for _ in range(TRIES_MAX):
-            stored = await self._docs.get(collection, id)
-            if stored is not None and stored.body.get(fact.newest_by, 0) > fact.body[fact.newest_by]:
-                return
-            try:
-                await self._docs.put(collection, id, fact.body, if_match=ABSENT if stored is None else stored.etag)
-            except Conflict:
-                continue
-            return
-        log.warning("document.contended", collection=collection, tries=TRIES_MAX)
+            ordered: dict[str, dict[str, Mapping[str, Any]]] = {}
+            for id, fact in facts.items():
+                if fact.body is not None and fact.newest_by:
+                    ordered.setdefault(fact.newest_by, {})[id] = fact.body
+            for newest_by, bodies in ordered.items():
+                await self._docs.put_many(collection, bodies, newest_by=newest_by)
