@@ -56,7 +56,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
-native() { .venv/bin/python src/headrace/sql/native/build.py || true; } # the JSON parser, where a compiler is
+native() { .venv/bin/python src/headrace/core/native.py || true; } # the compiled kernels, where a compiler is
 
 stamp=.venv/.ready
 if [ -f "$stamp" ] && [ "$stamp" -nt requirements.lock ] && [ "$stamp" -nt pyproject.toml ]; then

@@ -75,7 +75,8 @@ WIDEST void headrace_tails(const double *flat, const int64_t *places, const doub
                     double *work, double *upper) {
     double *deviation = work, *other = work + n;
     for (int64_t i = 0; i < rows; i++) {
-        if (i + 4 < rows) __builtin_prefetch(flat + places[i + 4] - n);
+        if (i + 3 < rows)
+            for (int64_t j = n; j > 0; j -= 8) __builtin_prefetch(flat + places[i + 3] - j);
         int64_t count = counts[i];
         double divisor = count > 1 ? (double)count : 1.0;
         deviate(flat + places[i] - n, values[i], n, n - count, deviation, other);

@@ -1,7 +1,7 @@
-"""`python -m headrace.sql.native`: build the compiled parser beside its source. Where that cannot be, says why and ends well."""
+"""`python -m headrace.sql.native`: build all compiled kernels beside their sources. Where that cannot be, says why, ends well."""
 
 from __future__ import annotations
 
-from headrace.sql.native.build import report
+from headrace.core.native import report
 
 print(report())
