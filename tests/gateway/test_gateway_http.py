@@ -109,6 +109,8 @@ async def test_more_than_the_rate_is_429(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["code"]) == (429, "gateway.throttled")
         assert "[limits] messages_per_s is 1" in answer.json()["message"]
         assert answer.headers["retry-after"] in ("8", "9")  # ten were taken, one of them in advance
+        hub.gateway.ingress.full = True
+        assert (await caller.post("dev-0")).status_code == 429  # it is the limit that keeps it full
     finally:
         await caller.http.aclose()
         await hub.stop()

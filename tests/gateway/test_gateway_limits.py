@@ -60,8 +60,8 @@ def test_the_hubs_rate_counts_bytes_too_and_says_which_limit_it_was() -> None:
     told: list[Any] = []
     limit = RateLimit(100, ManualClock(), bytes_per_s=1000, on_wait=lambda *what: told.append(what))
     assert limit.take(10, 1000) == 0
-    assert limit.take(10, 2000) == 1.0
-    assert told == [("bytes_per_s", 10, 1.0)]
+    assert limit.take(10, 2000) == 2.0
+    assert told == [("bytes_per_s", 10, 2.0)]
 
 
 async def shaped(parts: Parts, **config: float) -> tuple[Any, Any, asyncio.Task[None]]:

@@ -59,7 +59,6 @@ class Received:
         for stream in self._streams:
             if stream in there:
                 rows += await self._last_of(stream, count)
-        rows.sort(key=_place)
         fresh = self._fresh(rows)
         return [await self._told(row) for row in (fresh if count is None else fresh[-count:] if count else [])]
 
@@ -73,7 +72,6 @@ class Received:
                 at = self._next.get(stream, 0)
                 rows += await self._read(stream, partition, at, end)
                 self._next[stream] = end
-        rows.sort(key=_place)
         return [await self._told(row) for row in self._fresh(rows)]
 
     async def follow(self, until: float) -> AsyncIterator[dict[str, Any]]:
@@ -87,6 +85,7 @@ class Received:
                 await clock.sleep(POLL_S)
 
     async def _last_of(self, stream: str, count: int | None) -> list[dict[str, Any]]:
+        """At least the last `count`: whole pieces, so that copies of one message in other streams are found too."""
         partition, earliest, end = await self._bounds(stream)
         self._next[stream] = end
         found: list[dict[str, Any]] = []
@@ -95,7 +94,7 @@ class Received:
             lower = max(earliest, upper - CHUNK_ROWS)
             found = await self._read(stream, partition, lower, upper) + found
             upper = lower
-        return found if count is None else found[max(0, len(found) - count) :]
+        return found
 
     async def _bounds(self, stream: str) -> tuple[int, int, int]:
         """(the device's partition, its earliest offset, its next one)"""
@@ -121,11 +120,13 @@ class Received:
         return found
 
     def _fresh(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        fresh = []
+        """What was not told yet, in order; of the copies of a message the one in `telemetry`, where its order is kept."""
+        chosen: dict[str, dict[str, Any]] = {}
         for row in rows:
-            if row["_event_id"] not in self._seen:
-                self._seen[row["_event_id"]] = None
-                fresh.append(row)
+            if row["_event_id"] not in self._seen and (row["_event_id"] not in chosen or row["_stream"] == STREAM):
+                chosen[row["_event_id"]] = row
+        self._seen |= dict.fromkeys(chosen)
+        fresh = sorted(chosen.values(), key=_place)
         while len(self._seen) > SEEN_MAX:
             del self._seen[next(iter(self._seen))]
         return fresh

@@ -18,7 +18,7 @@ from headrace.core.errors import HeadraceError
 from headrace.devices.certificates import ClientCertificate
 from headrace.gateway.admission import STALE, Admission, Admitted, Refused
 from headrace.gateway.ingress import Ingress, Origin, Piece, Reject
-from headrace.gateway.limits import Limits
+from headrace.gateway.limits import Limits, Over
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.streams import NOT_ALLOWED
 from headrace.gateway.tls import certificate_of
@@ -104,11 +104,15 @@ class HttpDoor:
     async def _take(self, identity: Identity, scope: Scope, receive: Receive) -> None:
         headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
         admitted = await self._admit(identity, dict(headers).get("authorization", ""), shown_in(scope))
+        limited_s = self._limits.telemetry.per_s
+        if (
+            self._ingress.full and limited_s and not self._ingress.trouble
+        ):  # the log would take more, the limit does not
+            raise self._throttled(Over("messages_per_s", limited_s, self._ingress.pending_rows / limited_s))
         if self._ingress.full or self._ingress.trouble:
             raise Denied(503, "unavailable", "the event log takes no events at the moment", "send it again later")
         if over := self._limits.telemetry_over(identity.device, patience_s=THROTTLE_S):
-            hint = f"send it again in {over.retry_after} s"
-            raise Denied(429, "throttled", str(over), hint, retry_after=over.retry_after)
+            raise self._throttled(over)
         origin = Origin.of(identity, admitted.device)
         properties = _properties(headers)
         try:
@@ -130,6 +134,11 @@ class HttpDoor:
             raise Denied(
                 503, "unavailable", "the event is not durable yet", "send it again with the same iothub-messageid"
             ) from exc
+
+    @staticmethod
+    def _throttled(over: Over) -> Denied:
+        hint = f"send it again in {over.retry_after} s"
+        return Denied(429, "throttled", str(over), hint, retry_after=over.retry_after)
 
     async def _admit(self, identity: Identity, authorization: str, shown: ClientCertificate | None) -> Admitted:
         def check() -> Admitted:
