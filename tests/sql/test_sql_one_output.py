@@ -108,3 +108,41 @@ def test_a_window_and_a_filter_into_one_output_stand_in_time_order() -> None:
     (out,) = run.process("a", log_events([{"id": 9, "x": 3}], arrivals=[at(3)])).rows
     assert [(row["id"], row["x"]) for row in out.to_pylist()] == [(7, 1), (8, 2), (2, 0)]
     assert run.stats()["operators"][-1]["state_rows"] == 1
+
+
+VALUES = [None, 1, 2.5, "hot", "", True, {"a": 1}, [1], (1 << 53) + 1, 7, 7, 8]
+COLUMNS = [
+    "x",
+    "y",
+    "'rule'",
+    "3",
+    "2.5",
+    "NULL",
+    "COALESCE(x, y)",
+    "System.Timestamp()",
+    "TRY_CAST(y AS bigint)",
+    "-1",
+]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rules_whose_rows_are_made_together_give_the_rows_of_each(seed: int) -> None:
+    rng = random.Random(seed)
+    script = "\n".join(
+        f"SELECT id, {rng.choice(COLUMNS)} AS v, {rng.choice(COLUMNS)} AS w, {number} AS rule INTO out FROM a "
+        f"WHERE {rng.choice('xy')} {rng.choice(['=', '<>', '>', '<'])} {rng.choice(['7', '2', chr(39) + 'hot' + chr(39)])}"
+        + (f" AND 10 / x > {number}" if number % 5 == 4 else "")
+        for number in range(12)
+    )
+    bodies = [{"id": n, "x": rng.choice(VALUES), "y": rng.choice(VALUES)} for n in range(50)]
+    found = []
+    for rewrites in ([], None):
+        for size in (50, 7):
+            run = Run(compile_script(script, rewrites=rewrites), on_error="set_aside")
+            parts = [run.process("a", log_events(bodies[at : at + size], first=at)) for at in range(0, 50, size)]
+            rows = [body for results in parts for out in results.rows for body in out.bodies()]
+            counts = [(one["filter_out"], one["rows_out"]) for one in run.stats()["operators"]]
+            found.append((rows, counts))
+    assert found[0][0]
+    assert all(one == found[0] for one in found)
+    assert "share_projections" in compile_script(script).rewrites

@@ -18,6 +18,7 @@ from headrace.sql.functions.user import UserFunction
 from headrace.sql.operators.filter_bank import FilterBank
 from headrace.sql.operators.match import MatchPlan
 from headrace.sql.operators.select import SelectPlan, Stage
+from headrace.sql.operators.shared_projection import SharedProjection
 from headrace.sql.operators.stream_join import StreamJoin
 from headrace.sql.rewrite import Notes
 from headrace.sql.scope import Scope, ScopeSource
@@ -37,6 +38,7 @@ class PlanNode:
     shared: frozenset[int] = frozenset()  # expressions over its rows that several readers compute
     bank: FilterBank | None = None  # filters of its readers
     bank_members: tuple[int, ...] = ()  # these readers, by line of the bank
+    projections: tuple[SharedProjection, ...] = ()  # of these readers, several at once
 
 
 @dataclass

@@ -119,6 +119,11 @@ class Run:
             at: [member for member in node.bank_members if member not in self._leaves]
             for at, node in enumerate(plan.nodes)
         }
+        projections = {at: node.projections for at, node in enumerate(plan.nodes) if node.projections}
+        self._shared = {member for some in projections.values() for one in some for member in one.members}
+        self._shared_rows = {
+            at: [np.zeros(len(one.members), np.int64) for one in some] for at, some in projections.items()
+        }
         self._use(self._lane())
         self.lanes: dict[Key, Lane] = {}  # TIMESTAMP BY … OVER: one per key, each with all operators
         self._lanes_touched: set[Key] = set()  # since the last snapshot; others at most saw time go by
@@ -370,8 +375,20 @@ class Run:
         table, lines = node.bank.evaluate(rows)
         holds.update(dict.fromkeys(self._held_back[at]))
         timer = self._timer
+        if node.projections and len(lines):
+            began = timer() if timer else 0.0
+            for number, projection in enumerate(node.projections):
+                made = projection.project(rows, memo, table)
+                if made is not None:
+                    data, places, statements, counts = made
+                    self._shared_rows[at][number] += counts
+                    found.append(Piece(statements, projection.output, data, places))
+            if timer:
+                self.busy_s[at] += timer() - began
         for line in lines.tolist():
             member = node.bank_members[line]
+            if member in self._shared:
+                continue
             if member not in self._leaves:
                 holds[member] = table[line]
                 continue
@@ -527,8 +544,21 @@ class Run:
                     self._advance(input, arrival)
         self._lanes_touched = set()
 
+    def _settle_shared(self) -> None:
+        """Rows of shared projections are counted in arrays, member by member."""
+        for at, counted in self._shared_rows.items():
+            for projection, rows in zip(self.plan.nodes[at].projections, counted, strict=True):
+                for member, made in zip(projection.members, rows.tolist(), strict=True):
+                    self.rows_out[member] += made
+                    counts = self.counts[member]
+                    counts.where_out += made
+                    counts.having_in += made
+                    counts.having_out += made
+                rows[:] = 0
+
     def _settle_counts(self) -> None:
         """Readers of a filter bank see every row of its node, but are only called for those that pass."""
+        self._settle_shared()
         for at, node in enumerate(self.plan.nodes):
             if isinstance(node, SelectNode) and node.bank_at is not None:
                 if at in self._leaves:
