@@ -22,13 +22,14 @@ from headrace import __version__
 from headrace.core.errors import HeadraceError
 from headrace.web import problems, rights, security
 from headrace.web.commands import devices as device_commands
+from headrace.web.commands import enrolments as enrolment_commands
 from headrace.web.commands.alerts import acknowledge
 from headrace.web.fleet import Fleet
 from headrace.web.fleet_room import FleetRoom
 from headrace.web.hub import Hub
 from headrace.web.live import LiveHub
 from headrace.web.pages import handlers as pages
-from headrace.web.queries import devices, fleet, history, live, operations
+from headrace.web.queries import devices, enrolments, fleet, history, live, operations
 from headrace.web.registry import RegistryIndex
 from headrace.web.services import WebServices
 from headrace.web.shared import Shared
@@ -45,6 +46,7 @@ HANDLERS = [
     pages.operations_page,
     pages.devices_page,
     pages.device_page,
+    pages.enrolments_page,
     fleet.fleet,
     fleet.device,
     fleet.alerts,
@@ -77,6 +79,13 @@ HANDLERS = [
     device_commands.purge_messages,
     device_commands.create_module,
     device_commands.delete_module,
+    enrolments.enrolments,
+    enrolments.registrations,
+    enrolments.enrolment_keys,
+    enrolments.derive,
+    enrolment_commands.create_enrolment,
+    enrolment_commands.enable_enrolment,
+    enrolment_commands.delete_enrolment,
 ]
 """Every call there is."""
 

@@ -26,10 +26,18 @@ class RawMessage(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     module: str
     properties: dict[str, str | None]
+    system: dict[str, str | None]  # what IoT Hub knows of itself, by its names
     content_type: str
     size_bytes: int
     text: str | None
     offset: int
+
+
+class _Bag(msgspec.Struct, frozen=True):
+    """The column `_properties`."""
+
+    application: dict[str, str | None] = {}
+    system: dict[str, str | None] = {}
 
 
 async def last_messages(log: EventLog, stream: str, device: str, *, limit: int) -> list[RawMessage]:
@@ -68,9 +76,9 @@ def _message(row: dict[str, object]) -> RawMessage:
     body = row["_body"]
     assert isinstance(body, bytes)
     try:
-        properties = msgspec.json.decode(str(row["_properties"] or "{}"), type=dict[str, str | None], strict=False)
+        bag = msgspec.json.decode(str(row["_properties"] or "{}"), type=_Bag, strict=False)
     except msgspec.MsgspecError:
-        properties = {}
+        bag = _Bag()
     try:
         text: str | None = body.decode()[:BODY_MAX]
     except UnicodeDecodeError:
@@ -79,7 +87,8 @@ def _message(row: dict[str, object]) -> RawMessage:
         t=int(str(row["_enqueued"])) / TICKS_PER_MS,
         type=str(row["_type"] or ""),
         module=str(row["_module"] or ""),
-        properties=properties,
+        properties=bag.application,
+        system={name: value for name, value in bag.system.items() if name not in ("content-type", "content-encoding")},
         content_type=str(row["_content_type"] or ""),
         size_bytes=len(body),
         text=text,

@@ -57,3 +57,8 @@ async def device_page(request: Request[Any, Any, Any], state: State, id: FromQue
     if not id:
         return Redirect("/devices")
     return _page(request, state, "device", id, device=id, may_change=state.may_change)
+
+
+@get("/enrolments", include_in_schema=False)
+async def enrolments_page(request: Request[Any, Any, Any], state: State) -> Template:
+    return _page(request, state, "enrolments", "Enrolments", may_change=state.may_change)

@@ -52,7 +52,7 @@ export function drawHistory(steps) {
 export function drawMessages(messages) {
   if (!messages.length) return byId("messages").replaceChildren(el("li", { class: "empty" }, "Nothing of late. What it sent longer ago is in History."));
   const items = messages.map((one) => {
-    const said = Object.entries(one.properties).map(([name, value]) => (value === null ? name : `${name}=${value}`));
+    const said = [...Object.entries(one.properties), ...Object.entries(one.system)].map(([name, value]) => (value === null ? name : `${name}=${value}`));
     return el(
       "li",
       { "data-offset": one.offset },

@@ -4,7 +4,7 @@ import { get, post, send } from "./api.js";
 import { drawFacts, drawHistory, drawMessages, drawModules, drawWhy, pretty } from "./device-parts.js";
 import { TwinEditor } from "./device-twin.js";
 import { devicePath, stateOf } from "./device-words.js";
-import { confirmed, copy, onSubmit, wire } from "./dialog.js";
+import { confirmed, onSubmit, secret, wire } from "./dialog.js";
 import { byId, el, notice, setAttr, setText } from "./dom.js";
 import { plural } from "./format.js";
 import { Link, showLink } from "./link.js";
@@ -109,12 +109,6 @@ async function told(work) {
 async function removeModule(module) {
   if (!(await confirmed(`Delete module ${module}?`, "Its keys stop working and its twin is lost.", { yes: "Delete" }))) return;
   await told(() => send("DELETE", devicePath(id, "modules", module)));
-}
-
-function secret(name, value) {
-  const field = el("input", { readonly: true, value, "aria-label": name, onfocus: (event) => event.target.select() });
-  const button = el("button", { type: "button", class: "button small", onclick: (event) => copy(value, event.currentTarget) }, "Copy");
-  return el("div", { class: "secret" }, name, el("div", {}, field, button));
 }
 
 async function showKeys() {

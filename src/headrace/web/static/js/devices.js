@@ -79,6 +79,7 @@ async function loadList(mine) {
     asked.offset = Math.floor((page.matching - 1) / LIMIT) * LIMIT;
     return load();
   }
+  byId("filters").hidden = false;
   drawTotals(page);
   drawLines(page.devices, page.total ? "No device is like that." : "There is no device yet. Create one, or let them enrol.");
   const last = Math.min(asked.offset + LIMIT, page.matching);
@@ -94,6 +95,7 @@ async function loadQuery(mine, quietly) {
     const page = await get("/api/hub/query", { q: query, continuation: pages.at(-1), limit: LIMIT });
     if (mine !== round) return;
     notice(byId("query-problem"), "");
+    byId("filters").hidden = true;
     if (page.rows.length) drawRows(page.rows);
     else drawLines(page.lines, "No device answers to that.");
     const rows = page.rows.length || page.lines.length;
@@ -170,7 +172,6 @@ function restart() {
 function runQuery(text) {
   query = text.trim();
   pages = [""];
-  byId("filters").hidden = Boolean(query);
   notice(byId("query-problem"), "");
   load();
 }
@@ -268,6 +269,5 @@ showFilters();
 if (query) {
   byId("query").value = query;
   byId("query-card").open = true;
-  byId("filters").hidden = true;
 }
 await Promise.all([load(), hubLine()]);

@@ -1,6 +1,6 @@
 // Dialogs: opened, closed by their buttons, and forms whose mistakes are told where they happen.
 
-import { byId, el, notice, setText } from "./dom.js";
+import { el, notice, setText } from "./dom.js";
 
 export function wire(dialog) {
   for (const button of dialog.querySelectorAll("[data-close]")) button.addEventListener("click", () => dialog.close());
@@ -56,4 +56,9 @@ export async function copy(text, button) {
   setTimeout(() => setText(button, before), 1500);
 }
 
-export const show = (id) => byId(id).showModal();
+// A value to copy, under its name.
+export function secret(name, value) {
+  const field = el("input", { readonly: true, value, "aria-label": name, onfocus: (event) => event.target.select() });
+  const button = el("button", { type: "button", class: "button small", onclick: (event) => copy(value, event.currentTarget) }, "Copy");
+  return el("div", { class: "secret" }, name, el("div", {}, field, button));
+}
