@@ -46,14 +46,15 @@ def load_reference(folder: Path, path: str) -> pa.Table:
     """A CSV, JSON lines or Parquet file of the project as a table. Raises NotFound, UserError."""
     import pyarrow as pa
     import pyarrow.csv
-    import pyarrow.json
     import pyarrow.parquet
+
+    from headrace.sql.reference import json_table
 
     file = folder / path
     readers: dict[str, Callable[[Path], pa.Table]] = {
         ".csv": pyarrow.csv.read_csv,
-        ".json": pyarrow.json.read_json,
-        ".jsonl": pyarrow.json.read_json,
+        ".json": lambda file: json_table(file.read_bytes()),
+        ".jsonl": lambda file: json_table(file.read_bytes()),
         ".parquet": pyarrow.parquet.read_table,
     }
     reader = readers.get(file.suffix)

@@ -16,6 +16,7 @@ from headrace.sql.decode import Payload, get_field
 from headrace.sql.evaluate import Eval, Frame, RowFault
 from headrace.sql.functions.user import UserFunction
 from headrace.sql.moments import Moment
+from headrace.sql.reference import PackedValues, packed_values
 from headrace.sql.rows import either
 from headrace.sql.scope import Scope, fail
 from headrace.sql.values import BIGINT, BIT, DATETIME, FLOAT, TEXT, Column
@@ -75,15 +76,18 @@ def from_arrow(found: Any) -> Column:
     if pa.types.is_dictionary(kind):
         found = found.dictionary_decode()
         kind = found.type
-    mask = np.asarray(pc.is_valid(found)) if found.null_count else None
+    if isinstance(kind, PackedValues):
+        return values.from_values(packed_values(found))
+    nulls = found.null_count > 0
+    mask = np.asarray(pc.is_valid(found)) if nulls else None
     if pa.types.is_null(kind):
         return Column(len(found))
     if pa.types.is_boolean(kind):
-        return values.of(BIT, np.asarray(pc.fill_null(found, False)), mask)
+        return values.of(BIT, np.asarray(pc.fill_null(found, False) if nulls else found), mask)
     if pa.types.is_integer(kind):
-        return values.of(BIGINT, np.asarray(pc.fill_null(found, 0)).astype(np.int64), mask)
+        return values.of(BIGINT, np.asarray(pc.fill_null(found, 0) if nulls else found).astype(np.int64), mask)
     if pa.types.is_floating(kind):
-        data = np.asarray(pc.fill_null(found, 0.0)).astype(np.float64)
+        data = np.asarray(pc.fill_null(found, 0.0) if nulls else found).astype(np.float64)
         finite = np.isfinite(data)
         if not finite.all():
             mask = finite if mask is None else mask & finite

@@ -29,6 +29,7 @@ from headrace.sql.compile import compile_script
 from headrace.sql.functions.user import UserFunction
 from headrace.sql.moments import parse_moment
 from headrace.sql.plan import Plan
+from headrace.sql.reference import rows_table
 from headrace.sql.run import Policies, Results, Run
 
 START = from_iso("2025-01-01T00:00:00Z")
@@ -227,12 +228,13 @@ def _rows(what: str, spec: Any) -> list[Record]:
 
 def reference_table(name: str, spec: Any) -> pa.Table:
     """Reference rows as a table; a column that only some rows have is null in the others."""
-    rows = _rows(f"reference {name}", spec)
-    names = list(dict.fromkeys(key for row in rows for key in row))
     try:
-        return pa.table({key: pa.array([row.get(key) for row in rows]) for key in names})
-    except pa.ArrowException as exc:
-        raise CaseError(f"reference {name} mixes types in one column: {exc}", hint="give a column one type") from exc
+        return rows_table(_rows(f"reference {name}", spec))
+    except (OverflowError, TypeError, pa.ArrowException) as exc:
+        raise CaseError(
+            f"reference {name} has a value that is none of the language: {exc}",
+            hint="texts, numbers within 64 bits, true, false, null, mappings and lists",
+        ) from exc
 
 
 def user_function(name: str, spec: Any) -> UserFunction:
