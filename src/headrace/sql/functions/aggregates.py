@@ -23,7 +23,7 @@ from headrace.sql.evaluate import Eval, apply
 from headrace.sql.moments import Moment
 from headrace.sql.spec import Kernel, Scalar
 from headrace.sql.state import pack, unpack
-from headrace.sql.values import BIGINT, BIT, DATETIME, FLOAT, INT_MAX, INT_MIN, TEXT, Column, Ints
+from headrace.sql.values import BIGINT, BIT, DATETIME, FLOAT, INT_MAX, INT_MIN, TEXT, Bools, Column, Ints
 
 _SAFE = float(1 << 62)
 
@@ -90,6 +90,20 @@ def _within(mask: Any, low: Ints, high: Ints) -> tuple[Ints, Ints]:
 
 
 _OVERFLOW = Failed("overflow", "SUM of bigint overflows: CAST to float first")
+_FLOAT_OVERFLOW = Failed("overflow", "the sum of the values goes beyond what a float can hold")
+_SPREAD_OVERFLOW = Failed("overflow", "the squares of the values' distances go beyond what a float can hold")
+
+
+def _quiet() -> np.errstate:
+    """For sums that are looked at afterwards: what is not finite becomes a Failed. No value that comes in is infinite."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def _or_failed(found: Column, wrong: Bools, how: Failed) -> Column:
+    """The column, with a failure in the rows that are `wrong`."""
+    if not wrong.any():
+        return found
+    return values.merge(found.rows, [(~wrong, found), (wrong, failed(found.rows, wrong, how))])
 
 
 class _Count(ArrayAccumulator):
@@ -128,7 +142,8 @@ class _Sum(ArrayAccumulator):
         for kind, data, mask in values.plain(args[0]).parts:
             at, numbers = _rows(slots, mask, data)
             if kind == FLOAT:
-                np.add.at(self.arrays["floats"], at, numbers)
+                with _quiet():
+                    np.add.at(self.arrays["floats"], at, numbers)
                 np.add.at(self.arrays["float_count"], at, 1)
             else:
                 self._add_bigints(at, numbers)
@@ -165,8 +180,9 @@ class _Sum(ArrayAccumulator):
 
     def merge(self, into: Ints, other: Any, slots: Ints) -> None:
         self._add_bigints(into, other.arrays["bigints"][slots])
-        for name in ("floats", "bigint_count", "float_count"):
-            np.add.at(self.arrays[name], into, other.arrays[name][slots])
+        with _quiet():
+            for name in ("floats", "bigint_count", "float_count"):
+                np.add.at(self.arrays[name], into, other.arrays[name][slots])
         self.arrays["over"][into[other.arrays["over"][slots]]] = True
 
     def result(self, slots: Ints) -> Column:
@@ -178,10 +194,8 @@ class _Sum(ArrayAccumulator):
         return self._or_overflow(values.merge(len(slots), pieces), slots)
 
     def _or_overflow(self, found: Column, slots: Ints) -> Column:
-        over = self.arrays["over"][slots]
-        if not over.any():
-            return found
-        return values.merge(len(slots), [(~over, found), (over, failed(len(slots), over, _OVERFLOW))])
+        found = _or_failed(found, ~np.isfinite(self.arrays["floats"][slots]), _FLOAT_OVERFLOW)
+        return _or_failed(found, self.arrays["over"][slots], _OVERFLOW)
 
 
 class _Average(_Sum):
@@ -359,16 +373,18 @@ class _Spread(ArrayAccumulator):
         if new.any():
             first[slots[new][::-1]] = numbers[new][::-1]  # the earliest row of a slot is written last
         np.add.at(count, slots, 1)
-        away = numbers - first[slots]
-        np.add.at(self.arrays["sum"], slots, away)
-        np.add.at(self.arrays["squares"], slots, away * away)
+        with _quiet():
+            away = numbers - first[slots]
+            np.add.at(self.arrays["sum"], slots, away)
+            np.add.at(self.arrays["squares"], slots, away * away)
 
     def _moments(self, slots: Ints) -> tuple[Any, Any, Any]:
         """Count, mean and sum of squared deviations."""
         count = self.arrays["count"][slots]
         safe = np.maximum(count, 1)
         total = self.arrays["sum"][slots]
-        deviations = np.maximum(self.arrays["squares"][slots] - total * total / safe, 0.0)
+        with _quiet():
+            deviations = np.maximum(self.arrays["squares"][slots] - total * total / safe, 0.0)
         return count, self.arrays["first"][slots] + total / safe, deviations
 
     def merge(self, into: Ints, other: Any, slots: Ints) -> None:
@@ -380,6 +396,10 @@ class _Spread(ArrayAccumulator):
             self._merge_once(into[now], count[now], mean[now], deviations[now])
 
     def _merge_once(self, into: Ints, count: Any, mean: Any, deviations: Any) -> None:
+        with _quiet():
+            self._update(into, count, mean, deviations)
+
+    def _update(self, into: Ints, count: Any, mean: Any, deviations: Any) -> None:
         own, own_mean, own_deviations = self._moments(into)
         total = own + count
         apart = np.where(own > 0, mean - own_mean, 0.0)
@@ -392,7 +412,8 @@ class _Spread(ArrayAccumulator):
         count, _, deviations = self._moments(slots)
         least = 2 if self.sample else 1
         found = deviations / np.maximum(count - 1 if self.sample else count, 1)
-        return values.of(FLOAT, np.sqrt(found) if self.root else found, count >= least)
+        column = values.of(FLOAT, np.sqrt(found) if self.root else found, count >= least)
+        return _or_failed(column, (count >= least) & ~np.isfinite(found), _SPREAD_OVERFLOW)
 
 
 def _occurrence(codes: Ints) -> Ints:
