@@ -18,6 +18,8 @@ from headrace.core.clock import TICKS_PER_S
 from headrace.sql import doubling, values
 from headrace.sql.arrays import Fifo, expand, numbered, pair_order, sorted_pairs, stable_order
 from headrace.sql.compile import compile_script
+from headrace.sql.evaluate import Frame, apply
+from headrace.sql.functions.record import PROPERTY
 from headrace.sql.key_ids import KeyIds
 from headrace.sql.keys import Keys
 from headrace.sql.operators.cells import Cells
@@ -312,3 +314,15 @@ def test_records_kept_by_field_are_the_records_they_stand_for() -> None:
     assert values.concat([struct, struct]).to_list() == whole * 2
     assert struct.field("score").to_list() == [0.5, None, 0.25]
     assert struct.field("other").to_list() == [None] * 3
+
+
+def test_a_named_property_of_records_kept_by_field_is_read_as_a_column() -> None:
+    struct = values.Struct({"Score": values.from_values([0.5, None])}, np.array([True, False]))
+    whole, frame = PROPERTY.whole, Frame(np.zeros(2, np.int64), [])
+    assert whole is not None
+    for records in (struct, values.from_values(struct.to_list())):
+        found = apply(frame, PROPERTY, [records, values.Constant(2, "score")])
+        assert found.to_list() == [0.5, None]
+    assert frame.faults == []
+    assert whole([struct, values.Constant(2, None)]) is None, "what is no text is for the rows' own code"
+    assert whole([struct, values.from_values(["Score", "x"])]) is None

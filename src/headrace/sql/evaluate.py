@@ -97,6 +97,8 @@ def apply(frame: Frame, spec: Scalar, args: Sequence[Column]) -> Column:
     rows = frame.rows
     if all(arg.constant for arg in args):
         return _apply_constants(frame, spec, args)
+    if spec.whole is not None and (found := spec.whole(args)) is not None:
+        return found
     if spec.nulls:
         return _apply_rows(frame, spec, args, None)
     pieces: list[tuple[Bools | None, Column]] = []
@@ -104,20 +106,20 @@ def apply(frame: Frame, spec: Scalar, args: Sequence[Column]) -> Column:
         mask = _both(parts)
         if mask is not None and not mask.any():
             continue
-        found = spec.kernels.get(tuple(part.kind for part in parts))
-        if found is None:
+        kernel = spec.kernels.get(tuple(part.kind for part in parts))
+        if kernel is None:
             pieces.append((mask, _apply_rows(frame, spec, args, mask)))
             continue
         with np.errstate(all="ignore"):
-            answer = found[1](*(_argument(part) for part in parts))
+            answer = kernel[1](*(_argument(part) for part in parts))
         data, unsure = answer if isinstance(answer, tuple) else (answer, None)
         if unsure is not None and mask is not None:
             unsure = unsure & mask
         if unsure is None or not unsure.any():
-            pieces.append((mask, Column(rows, [Part(found[0], data, None)])))
+            pieces.append((mask, Column(rows, [Part(kernel[0], data, None)])))
         else:
             sure = ~unsure if mask is None else mask & ~unsure
-            pieces.append((sure, Column(rows, [Part(found[0], data, None)])))
+            pieces.append((sure, Column(rows, [Part(kernel[0], data, None)])))
             pieces.append((unsure, _apply_rows(frame, spec, args, unsure)))
     if len(pieces) == 1 and pieces[0][0] is None:
         return pieces[0][1]

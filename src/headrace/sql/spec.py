@@ -7,8 +7,10 @@ returning a mask of rows it is not sure of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from headrace.sql.values import Column
 
 Kernel = Callable[..., Any]
 """(data, ...) -> data, or (data, unsure) where `unsure` marks rows for the scalar form. See `Scalar.kernels`."""
@@ -18,7 +20,8 @@ class Scalar(NamedTuple):
     """A scalar function: `call` on Python values (int, float, bool, str, Moment, dict, list), raising Fault.
 
     `kernels` maps argument kinds to (result kind, kernel). With `nulls`, `call` sees nulls as None; else any null argument
-    gives null. With `part`, the first argument is a date part (a name), handed over as text.
+    gives null. With `part`, the first argument is a date part (a name), handed over as text. `whole`, where given, is asked
+    first with the argument columns: a column of the results, or None when the rows have to be looked at.
     """
 
     name: str
@@ -28,4 +31,5 @@ class Scalar(NamedTuple):
     kernels: Mapping[tuple[int, ...], tuple[int, Kernel]] = {}
     nulls: bool = False
     part: bool = False
+    whole: Callable[[Sequence[Column]], Column | None] | None = None
     doc: str = ""

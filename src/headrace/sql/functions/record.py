@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from headrace.sql.convert import integer, text, type_name
 from headrace.sql.decode import get_field
 from headrace.sql.errors import Fault
 from headrace.sql.spec import Scalar
+from headrace.sql.values import Column, Constant, Struct
 
 
 def _array(value: Any, name: str) -> list[Any]:
@@ -27,6 +29,14 @@ def _property(value: Any, name: Any) -> Any:
     return get_field(value, text(name))
 
 
+def _properties(args: Sequence[Column]) -> Column | None:
+    """One field, named once, of records that are kept as columns."""
+    records, name = args
+    if isinstance(records, Struct) and isinstance(name, Constant) and type(name.value) is str:
+        return records.field(name.value)
+    return None
+
+
 ELEMENT = Scalar("getarrayelement", 2, 2, _element, doc="Element by position from 0; outside the array: null.")
 LENGTH = Scalar("getarraylength", 1, 1, lambda value: len(_array(value, "GetArrayLength")))
-PROPERTY = Scalar("getrecordpropertyvalue", 2, 2, _property)
+PROPERTY = Scalar("getrecordpropertyvalue", 2, 2, _property, whole=_properties)

@@ -24,7 +24,7 @@ from headrace.sql.operators.apply import ApplyStage
 from headrace.sql.operators.reference_join import ReferenceJoin, ReferenceJoinOperator
 from headrace.sql.operators.windows import GroupOperator
 from headrace.sql.rows import Joined, Named, Records, Rows, Spread
-from headrace.sql.values import RECORD, Bools, Ints, Repeat
+from headrace.sql.values import RECORD, Bools, Ints, Repeat, Struct
 
 Stage = ReferenceJoin | ApplyStage
 OnFaults = Callable[[Frame], Frame]
@@ -86,6 +86,8 @@ def filtered(frame: Frame, condition: Eval | None, on_faults: OnFaults) -> Frame
 def _find_failed(frame: Frame) -> None:
     """Groups whose aggregate failed become faults of their rows, nulls in its place."""
     for at, column in enumerate(frame.extra):
+        if isinstance(column, Struct):  # a detector's results
+            continue
         for kind, data, mask in column.parts:
             if kind != RECORD or isinstance(data, Repeat):
                 continue
