@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headrace.devices.authority import DevelopmentAuthority
     from headrace.devices.certificates import AuthorityCommands
     from headrace.devices.commands import DeviceCommands
+    from headrace.devices.enrolments import EnrolmentCommands
     from headrace.devices.policies import PolicyStore
     from headrace.devices.provisioning_identity import ServiceIdentities
     from headrace.devices.queries import DeviceQueries
@@ -87,12 +88,13 @@ class Platform:
         from headrace.devices import mailbox, twins
         from headrace.docstore.sqlite import SqliteDocStore
         from headrace.gateway import limits_throttled, presence, refusals, sessions
+        from headrace.jobs.model import DETAILS
 
         made = SqliteDocStore(
             self.project.state_folder("documents") / "documents.db",
             self.clock,
             newest_only=(twins.COLLECTION, presence.COLLECTION, sessions.COLLECTION),
-            unfed=(mailbox.COLLECTION, mailbox.FEEDBACK, refusals.COLLECTION, limits_throttled.COLLECTION),
+            unfed=(mailbox.COLLECTION, mailbox.FEEDBACK, refusals.COLLECTION, limits_throttled.COLLECTION, DETAILS),
         )
         self._closers.append(made.close)
         return made
@@ -170,6 +172,12 @@ class Platform:
         from headrace.devices.provisioning_identity import ServiceIdentities
 
         return ServiceIdentities(self.docs, os.urandom)
+
+    @cached_property
+    def enrolments(self) -> EnrolmentCommands:
+        from headrace.devices.enrolments import EnrolmentCommands
+
+        return EnrolmentCommands(self.docs, self.clock, os.urandom)
 
     @cached_property
     def authorities(self) -> AuthorityCommands:

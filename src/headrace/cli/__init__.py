@@ -20,6 +20,7 @@ MODULES = {
     "status": "status",
     "serve": "serve",
     "device": "device",
+    "enrolment": "enrolment",
     "hub": "hub",
     "simulate": "simulate",
     "replay": "replay",

@@ -22,9 +22,9 @@ DeviceId = Annotated[str, typer.Argument(metavar="ID", help="The device id, as t
 
 
 def register(app: typer.Typer) -> None:
-    from headrace.cli import device_live, device_module, device_twin
+    from headrace.cli import device_import, device_live, device_module, device_twin
 
-    for more in (device_live, device_twin, device_module):
+    for more in (device_live, device_twin, device_module, device_import):
         more.add_to(devices)
     app.add_typer(devices, name="device")
 

@@ -108,17 +108,18 @@ class DeviceCommands:
         if len(made) < len(wanted) and if_exists == "conflict":
             twice = next(id for id, times in Counter(draft.id for draft in wanted).items() if times > 1)
             raise Conflict(f"device {twice!r} is asked for twice", hint="name each once", code="device.exists")
+        there: dict[str, Device] = {}
         for _ in range(TRIES_MAX):
-            there = await self._existing(list(made))
-            if there and if_exists == "conflict":
-                raise _exists(sorted(there))
             new = {id: device for id, device in made.items() if id not in there}
             try:
                 await self._docs.put_many(
                     COLLECTION, {id: to_body(device) for id, device in new.items()}, if_match=ABSENT
                 )
-            except Conflict:
-                continue  # somebody made one of them since we looked
+            except Conflict:  # the store has looked, so that nobody has to look where all are new
+                there = await self._existing(list(made))
+                if there and if_exists == "conflict":
+                    raise _exists(sorted(there)) from None
+                continue
             log.info("devices.created", created=len(new), kept=len(there))
             return [there.get(draft.id, made[draft.id]) for draft in wanted]
         raise Unavailable(f"{len(made)} devices are being created by others too", hint="try again")

@@ -198,13 +198,19 @@ class ProvisioningService:
                 await hub.set_twin(device, kept, whole=True)
             elif moves and not enrolment.migrate:
                 await hub.set_twin(device, initial, whole=True)
-            elif (created or before is None) and (enrolment.tags or enrolment.desired):
-                await hub.set_twin(device, initial, whole=False)
+            elif (created or before is None) and (first := patch_of(enrolment.tags, enrolment.desired)):
+                await hub.set_twin(device, first, whole=False)
         if source is not None:
             await source.remove(device)
         if before is None or not moves:
             return "initialAssignment" if before is None else before.substatus
         return "deviceDataMigrated" if enrolment.migrate else "deviceDataReset"
+
+
+def patch_of(tags: Json, desired: Json) -> Json:
+    """A twin patch that says nothing of what is empty, so that no version moves for nothing."""
+    patch: Json = {"tags": tags} if tags else {}
+    return {**patch, "properties": {"desired": desired}} if desired else patch
 
 
 def _draft(attested: Attested, device: str, site: str) -> Draft:

@@ -29,6 +29,15 @@ OWN = "this"
 """What enrolments may call the hub they are at."""
 
 
+def linked_hubs(config: ProvisioningConfig, host: str) -> list[LinkedHub]:
+    """This hub, and the others that are linked."""
+    own = LinkedHub(OWN, host, config.weight, config.sites, config.networks, config.allocate)
+    return [own] + [
+        LinkedHub(name, hub.host, hub.weight, hub.sites, hub.networks, hub.allocate)
+        for name, hub in config.hubs.items()
+    ]
+
+
 class ProvisioningPart:
     """`host` is what devices connect to, `names` what this hub may be called in tokens, lower case. Raises UserError for
     settings that make no sense."""
@@ -47,12 +56,8 @@ class ProvisioningPart:
         random_bytes: Callable[[int], bytes],
         leeway_s: float,
     ) -> None:
-        own = LinkedHub(OWN, host, config.weight, config.sites, config.networks, config.allocate)
-        others = [
-            LinkedHub(name, hub.host, hub.weight, hub.sites, hub.networks, hub.allocate)
-            for name, hub in config.hubs.items()
-        ]
-        check([own, *others])
+        linked = linked_hubs(config, host)
+        check(linked)
         commands = DeviceCommands(docs, clock, random_bytes)
         hubs: dict[str, Hub] = {host: LocalHub(commands, DeviceQueries(docs), twins)}
         self._remote = {
@@ -65,7 +70,7 @@ class ProvisioningPart:
         service = ProvisioningService(
             docs,
             clock,
-            linked=[own, *others],
+            linked=linked,
             hubs=hubs,
             allocation=config.allocation,
             random_bytes=random_bytes,
