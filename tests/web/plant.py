@@ -10,6 +10,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -18,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.core.clock import TICKS_PER_S, SystemClock, to_iso
-from headrace.core.config import ProjectConfig, Settings, WebConfig
+from headrace.core.config import JobConfig, ProjectConfig, Settings, WebConfig
 from headrace.core.errors import NotFound, UserError, nearest
 from headrace.core.schema import event_batch
 from headrace.docstore.memory import MemoryDocStore
 from headrace.eventlog.memory import MemoryEventLog
+from headrace.jobs.supervisor import JobSupervisor
+from headrace.ledger.sqlite import SqliteLedger
 from headrace.web.services import WebServices
 from headrace.wire.payload import flatten
 
@@ -306,6 +309,30 @@ async def set_some_aside(plant: Plant) -> None:
         }
     )
     await plant.log.append("set_aside", rows)
+
+
+JOB = """
+SELECT machineId, System.Timestamp() AS windowEnd, AVG(temperature) AS t INTO aggregates FROM telemetry
+GROUP BY machineId, TumblingWindow(second, 10);
+SELECT machineId, temperature INTO anomalies FROM telemetry WHERE temperature > 72
+"""
+
+
+async def add_jobs(log: MemoryEventLog, docs: MemoryDocStore, clock: SystemClock, folder: Path) -> JobSupervisor:
+    """A job over the log, and one whose script is not there: both run, and tell how they stand, once `run` is awaited."""
+    (folder / "factory.asaql").write_text(JOB)
+    jobs = {"factory": JobConfig(query="factory.asaql"), "wrong": JobConfig(query="wrong.asaql")}
+    return JobSupervisor(
+        jobs,
+        folder=folder,
+        state=folder,
+        log=log,
+        ledger=SqliteLedger(folder / "ledger.sqlite"),
+        docs=docs,
+        clock=clock,
+        functions={},
+        reference=lambda _, __: pa.table({}),
+    )
 
 
 async def services_of(log: MemoryEventLog, clock: SystemClock, incidents: Incidents, port: int = 0) -> WebServices:

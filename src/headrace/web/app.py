@@ -29,7 +29,7 @@ from headrace.web.fleet_room import FleetRoom
 from headrace.web.hub import Hub
 from headrace.web.live import LiveHub
 from headrace.web.pages import handlers as pages
-from headrace.web.queries import devices, enrolments, fleet, history, live, operations
+from headrace.web.queries import devices, enrolments, fleet, history, jobs, live, operations
 from headrace.web.registry import RegistryIndex
 from headrace.web.services import WebServices
 from headrace.web.shared import Shared
@@ -44,6 +44,8 @@ HANDLERS = [
     pages.machine_page,
     pages.history_page,
     pages.operations_page,
+    pages.jobs_page,
+    pages.job_page,
     pages.devices_page,
     pages.device_page,
     pages.enrolments_page,
@@ -61,6 +63,8 @@ HANDLERS = [
     operations.set_aside,
     operations.health,
     operations.metrics,
+    jobs.jobs,
+    jobs.job,
     acknowledge,
     devices.hub,
     devices.devices,

@@ -62,3 +62,13 @@ async def device_page(request: Request[Any, Any, Any], state: State, id: FromQue
 @get("/enrolments", include_in_schema=False)
 async def enrolments_page(request: Request[Any, Any, Any], state: State) -> Template:
     return _page(request, state, "enrolments", "Enrolments", may_change=state.may_change)
+
+
+@get("/jobs", include_in_schema=False)
+async def jobs_page(request: Request[Any, Any, Any], state: State) -> Template:
+    return _page(request, state, "jobs", "Jobs")
+
+
+@get("/job", include_in_schema=False)
+async def job_page(request: Request[Any, Any, Any], state: State, name: FromQuery[str] = "") -> Template | Redirect:
+    return _page(request, state, "job", name, job=name) if name else Redirect("/jobs")

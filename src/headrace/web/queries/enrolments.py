@@ -105,14 +105,18 @@ class Derivation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @post(
-    "/api/hub/enrolments/group/{id:str}/derive",
+    "/api/hub/enrolments/{kind:str}/{id:str}/derive",
     status_code=200,
     summary="The key of one device of a group",
     tags=["enrolments"],
     guards=[owner_only],
 )
-async def derive(state: State, id: FromPath[str], data: JSONBody[Derivation]) -> Response[dict[str, str]]:
+async def derive(
+    state: State, kind: FromPath[str], id: FromPath[str], data: JSONBody[Derivation]
+) -> Response[dict[str, str]]:
     """Derived from the group's primary key; the group's own key stays here. Raises UserError for an id that is none."""
+    if kind_of(kind) != "group":
+        raise UserError("only groups have derived keys", hint="use the enrolment's own key", code="enrolment.kind")
     registration = check_registration_id(data.registration_id)
     keys = await _keys(state, "group", id)
     facts = await state.services.hub_facts()

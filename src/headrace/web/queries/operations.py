@@ -12,6 +12,10 @@ from litestar.datastructures import State
 from litestar.params import FromQuery
 
 from headrace.core.clock import TICKS_PER_MS
+from headrace.core.observe.metrics import Metrics
+from headrace.jobs import meters
+from headrace.jobs.model import DETAILS
+from headrace.web.queries.jobs import all_jobs, of_collection
 
 SET_ASIDE = "set_aside"
 BODY_MAX = 2000
@@ -110,5 +114,8 @@ async def health(state: State) -> Response[dict[str, Any]]:
 
 @get("/metrics", summary="Prometheus text format", tags=["operations"], media_type=MediaType.TEXT)
 async def metrics(state: State) -> Response[bytes]:
+    docs = state.services.docs
+    of_jobs = Metrics()  # made anew each time: what is gone is gone here too
+    meters.tell(of_jobs, await all_jobs(docs), await of_collection(docs, DETAILS))
     kind = "text/plain; version=0.0.4; charset=utf-8"
-    return Response(state.services.metrics.expose(), media_type=kind)
+    return Response(state.services.metrics.expose() + of_jobs.expose(), media_type=kind)
