@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sql_events import at, log_events
 
-from headrace.core.clock import to_iso
+from headrace.core.clock import from_iso, to_iso
 from headrace.sql import values
 from headrace.sql.bind import scalars
 from headrace.sql.compare import compare, compare_values
@@ -20,7 +20,7 @@ from headrace.sql.compile import compile_script
 from headrace.sql.decode import Decoder, Payload
 from headrace.sql.evaluate import Frame, apply, truth
 from headrace.sql.functions.conversion import cast_to
-from headrace.sql.moments import Moment, parse_moment, parse_moments
+from headrace.sql.moments import Moment, moments_text, parse_moment, parse_moments
 from headrace.sql.run import Run
 
 TIMES = st.integers(-600_000_000_000_000_000, 2_400_000_000_000_000_000)
@@ -210,3 +210,15 @@ def test_bodies_are_json_of_the_rows() -> None:
     ]
     assert found.rows == 2
     assert found.times.tolist() == [at(1), at(2)]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 15, 17, 400])
+def test_times_of_a_column_are_written_as_the_clock_writes_each(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    first, last = from_iso("0001-01-01T00:00:00Z"), from_iso("9999-12-31T23:59:59.9999999Z")
+    for ticks in (
+        rng.integers(first, last, rows),
+        np.repeat(rng.integers(0, 10**16, rows), 3),
+        np.arange(rows) * 10**6 - 7,
+    ):
+        assert moments_text(ticks) == [to_iso(value) for value in ticks.tolist()]

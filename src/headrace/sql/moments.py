@@ -1,4 +1,4 @@
-"""Text to time for a whole column at once.
+"""Text to time, and time to text, for a whole column at once.
 
 ISO 8601 in its usual shapes is read digit by digit over Arrow's bytes, by the compiled parser where there is one (about
 0.02 us a value) or with NumPy; whatever does not look exactly so goes through `core.clock.from_iso`, one value at a time,
@@ -25,6 +25,20 @@ Bools = npt.NDArray[np.bool_]
 _MONTH_DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 _TEMPLATE = {4: 45, 7: 45, 13: 58, 16: 58}  # - - : :
 _DIGITS = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18]
+
+_DAY = 86_400 * TICKS_PER_S
+_FEW = 16  # values that are written sooner one by one
+_SIZE = len("2025-01-01T00:00:00.0000000Z")
+_TWO_DIGITS = np.frombuffer("".join(f"{number:02d}" for number in range(100)).encode(), np.uint16)
+_PAIRS = np.dtype(
+    {
+        "names": ["hour", "minute", "second", "first", "middle", "last"],
+        "formats": [np.uint16] * 6,
+        "offsets": [11, 14, 17, 20, 22, 24],
+        "itemsize": _SIZE,
+    }
+)
+"""Where the pairs of digits stand in a text."""
 
 
 @total_ordering
@@ -164,12 +178,31 @@ def _read_zone(columns: npt.NDArray[np.uint8], size: int) -> tuple[int, Ints | i
 
 def moments_text(ticks: Ints) -> list[str]:
     """ISO 8601 text per value, seven decimals and Z. Equal neighbours (window ends) are written once."""
-    values = ticks.tolist()
-    known: dict[int, str] = {}
-    out: list[str] = []
-    for value in values:
-        text = known.get(value)
-        if text is None:
-            text = known[value] = to_iso(value)
-        out.append(text)
+    rows = len(ticks)
+    if rows < _FEW:
+        return [to_iso(value) for value in ticks.tolist()]
+    heads = np.flatnonzero(np.concatenate(([True], ticks[1:] != ticks[:-1])))
+    written = _write_distinct(ticks[heads]) if len(heads) > _FEW else [to_iso(value) for value in ticks[heads].tolist()]
+    if len(heads) == rows:
+        return written
+    out: list[str] = np.array(written, object).repeat(np.diff(np.append(heads, rows))).tolist()
     return out
+
+
+def _write_distinct(ticks: Ints) -> list[str]:
+    """`to_iso` of each, digit pairs taken from a table. Days are written one by one: there are few of them."""
+    day, rest = np.divmod(ticks, _DAY)
+    days, which = np.unique(day, return_inverse=True)
+    heads = "".join(to_iso(value * _DAY) for value in days.tolist())
+    block = np.frombuffer(heads.encode(), f"S{_SIZE}")[which]
+    second, fraction = np.divmod(rest, TICKS_PER_S)
+    pairs = block.view(_PAIRS)
+    pairs["hour"] = _TWO_DIGITS[second // 3600]
+    pairs["minute"] = _TWO_DIGITS[second // 60 % 60]
+    pairs["second"] = _TWO_DIGITS[second % 60]
+    whole = block.view(np.uint8).reshape(len(ticks), _SIZE)
+    for name, scale in (("first", 100_000), ("middle", 1000), ("last", 10)):
+        pairs[name] = _TWO_DIGITS[fraction // scale % 100]
+    whole[:, _SIZE - 2] = fraction % 10 + 48
+    found = block.tobytes().decode("ascii")
+    return [found[at : at + _SIZE] for at in range(0, len(found), _SIZE)]
