@@ -149,7 +149,8 @@ def _page(request: Request) -> tuple[int, str]:
     size = request.number(PAGE_SIZE, request.headers.get(PAGE_SIZE), default=ROWS_DEFAULT)
     size = ROWS_MAX if size < 1 else min(size, ROWS_MAX)
     try:
-        after = base64.urlsafe_b64decode(request.headers.get(CONTINUATION, "").encode("ascii", "replace"))
+        given = request.headers.get(CONTINUATION, "").encode("ascii", "replace")
+        after = base64.b64decode(given, altchars=b"-_", validate=True)
         return size, after.decode()
     except (binascii.Error, ValueError) as exc:
         raise Denied(BAD, f"{CONTINUATION} is none of ours", hint="send it as it came") from exc
