@@ -101,11 +101,17 @@ class _Decoded(Payload):
         self._decoder = decoder
         self.rows = events.num_rows
         self._records = fields.records
+        self._arrivals: Ints | None = None
         self._spellings: dict[str, list[str]] | None = None  # of the fields that `_records` have, by their lower case
         self._columns = {name: self._filled(name, column, fields) for name, column in fields.columns.items()}
 
     def events(self) -> EventBatch:
         return self._events
+
+    def arrivals(self) -> Ints:
+        if self._arrivals is None:
+            self._arrivals = super().arrivals()
+        return self._arrivals
 
     def metadata(self, name: str) -> Column:
         return _metadata(self._events.column(name))
