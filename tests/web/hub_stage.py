@@ -76,6 +76,9 @@ async def hub_stage(folder: Path, *devices: str, web: WebConfig | None = None) -
             raise Unavailable("the hub does not run", hint="start it", code="hub.down")
         return HubAddress(HOST, HOST, ports.https_port, tls, keys)
 
+    async def facts() -> Mapping[str, Any]:
+        return {"running": not asleep, "host": HOST, "mqttPort": ports.mqtt_port, "httpsPort": ports.https_port}
+
     app = create_app(
         WebServices(
             log=log,
@@ -87,6 +90,7 @@ async def hub_stage(folder: Path, *devices: str, web: WebConfig | None = None) -
             ledger_report=ledger,
             incidents=Incidents(),
             hub=hub,
+            hub_facts=facts,
         ),
         linger_s=0.0,
         tick_s=0.05,

@@ -95,7 +95,7 @@ async def test_a_twin_is_edited_and_what_is_no_json_is_told_beside_it(chromium: 
         await it.hub.client.put("/api/hub/devices/a/twin", json={"tags": {}, "desired": {"rate": 9}, "etag": "*"})
         await it.page.click("#twin-save")
         await it.page.click("#twin-newest")
-        assert '"rate": 9' in await it.page.input_value("#desired")
+        await playwright.expect(it.page.locator("#desired")).to_have_value('{\n  "rate": 9\n}', timeout=WAIT_MS)
 
 
 async def test_a_method_is_invoked_a_message_sent_and_telemetry_seen(chromium: Any, tmp_path: Path) -> None:

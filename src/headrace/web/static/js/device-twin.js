@@ -1,6 +1,6 @@
 // The twin editor. What somebody types is never overwritten by what is read: while there are changes, a newer twin is only told of.
 
-import { send } from "./api.js";
+import { get, send } from "./api.js";
 import { bare, drawMetadata, pretty } from "./device-parts.js";
 import { devicePath } from "./device-words.js";
 import { byId, el, notice, setText } from "./dom.js";
@@ -106,6 +106,16 @@ export class TwinEditor {
     }
   }
 
+  // What others made of it is read now: what was read last may be older than their change.
+  async newest() {
+    try {
+      this.twin = (await get(devicePath(this.device))).twin;
+      this.begin();
+    } catch (error) {
+      notice(byId("twin-problem"), error.text, "problem");
+    }
+  }
+
   conflict() {
     const box = byId("twin-problem");
     if (!box.hidden && box.dataset.kind === "stale") return;
@@ -113,7 +123,7 @@ export class TwinEditor {
     box.hidden = false;
     box.replaceChildren(
       el("span", {}, "Somebody changed this twin while you were editing. "),
-      el("button", { type: "button", class: "link-button", id: "twin-newest", onclick: () => this.begin() }, "Take theirs"),
+      el("button", { type: "button", class: "link-button", id: "twin-newest", onclick: () => this.newest() }, "Take theirs"),
       el("button", { type: "button", class: "link-button", id: "twin-overwrite", onclick: () => this.save({ etag: "*" }) }, "Overwrite with mine"),
     );
   }
