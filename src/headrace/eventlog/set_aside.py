@@ -5,7 +5,8 @@ The body stays as received and the type becomes the reason, so one query over th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -18,12 +19,21 @@ _DETAIL_CHARS_MAX = 500
 
 
 def set_aside_events(
-    events: EventBatch, reasons: Sequence[str], details: Sequence[str], *, stage: str, stream: str, ids: str, epoch: int
+    events: EventBatch,
+    reasons: Sequence[str],
+    details: Sequence[str],
+    *,
+    stage: str,
+    stream: str,
+    ids: str,
+    epoch: int,
+    about: Sequence[Mapping[str, Any]] | None = None,
 ) -> EventBatch:
     """`events` (LOG_SCHEMA, of `stream`) as rows for the stream `set_aside`, one reason and detail each.
 
-    `ids` names the producer that their event ids are derived from. `_properties` says stage, reason, detail and where the
-    original stands: stream, partition, offset, event id and type, and the text of its properties.
+        `ids` names the producer that their event ids are derived from. `_properties` says stage, reason, detail and where the
+        original stands: stream, partition, offset, event id and type, and the text of its properties; and what is `about` each row,
+    its time and window, say.
     """
     where = events.select(["_partition", "_offset", "_event_id", "_type", "_properties"]).to_pylist()
     properties = [
@@ -38,9 +48,10 @@ def set_aside_events(
                 "event_id": row["_event_id"],
                 "type": row["_type"],
                 "properties": row["_properties"],
+                **more,
             }
         ).decode()
-        for row, reason, detail in zip(where, reasons, details, strict=True)
+        for row, reason, detail, more in zip(where, reasons, details, about or [{}] * len(where), strict=True)
     ]
     columns = {name: events.column(name) for name in EVENT_SCHEMA.names}
     columns["_event_id"] = pa.array([derived_event_id(ids, epoch, row) for row in range(len(where))], pa.string())

@@ -92,12 +92,16 @@ class OutputRows(NamedTuple):
 
 
 class SetAsideRows(NamedTuple):
-    """Events that were not used: whose, which, why (a stable word), and a detail for each."""
+    """Events that were not used: whose, which, why (a stable word), and a detail for each.
+
+    `about` says of each its `time` and, where known, the `window` (start and end, one or several) that it was for.
+    """
 
     input: str
     events: EventBatch
     reason: str
     details: list[str]
+    about: list[dict[str, Any]] | None = None
 
 
 class Results(NamedTuple):

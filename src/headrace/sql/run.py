@@ -23,6 +23,7 @@ from headrace.sql.evaluate import Frame, Memo
 from headrace.sql.keys import Key, group
 from headrace.sql.lane import AnyOperator, Lane, held, lowest
 from headrace.sql.merge import Piece, merged, side_by_side
+from headrace.sql.missed import windows_of
 from headrace.sql.operators.match import MatchOperator
 from headrace.sql.operators.select import Counts, SelectOperator, Stages, as_frame, filtered
 from headrace.sql.operators.stream_join import StreamJoinOperator
@@ -99,6 +100,7 @@ class Run:
             )
         self.plan = plan
         self._aside = SetAside(on_error)
+        self._windows = windows_of(plan)  # by input node
         self.decoders = {name: plan.decoder(name) for name in plan.inputs}
         self._misfits: dict[str, tuple[int, int]] = {}  # reference data: rows, and those of them that do not fit
         for name in plan.references:
@@ -196,7 +198,7 @@ class Run:
                 some = order[bounds[code] : bounds[code + 1]]
                 if None in key:
                     details = ["a key of TIMESTAMP BY … OVER is null"] * len(some)
-                    self._aside.refuse(fitting, [Dropped(some, "bad_timestamp_key", details)])
+                    self._aside.refuse(fitting, [Dropped(some, "bad_timestamp_key", details)], ())
                 else:
                     work.setdefault(key, {})[at] = fitting.take(some)
         found: list[Results] = []
@@ -218,7 +220,7 @@ class Run:
             timeline = self.operators[at]
             assert isinstance(timeline, Timeline)
             rows, dropped = timeline.process(part)
-            self._aside.refuse(part, dropped)
+            self._aside.refuse(part, dropped, self._windows[at])
             if rows is not None:
                 fresh[at] = self._declared(at, rows)
         return self._flow(fresh)
@@ -263,7 +265,7 @@ class Run:
             self.rows_in[at] += payload.rows
             fitting = self._fitting(at, payload)
             rows, dropped = timeline.process(fitting)
-            self._aside.refuse(fitting, dropped)
+            self._aside.refuse(fitting, dropped, self._windows[at])
             if rows is not None:
                 fresh[at] = self._declared(at, rows)
         return self._flow(fresh)

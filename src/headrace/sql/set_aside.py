@@ -5,6 +5,7 @@ Reasons are counted by callers, so a row that fails in two ways is set aside onc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +16,11 @@ from headrace.core.schema import JSON_TYPE, LOG_SCHEMA, EventBatch
 from headrace.sql.decode import Payload
 from headrace.sql.errors import RowError
 from headrace.sql.evaluate import Frame
+from headrace.sql.missed import about
 from headrace.sql.operators.timeline import Dropped
 from headrace.sql.output import OutputRows, SetAsideRows
 from headrace.sql.rows import Named, Rows
+from headrace.sql.tree import Window
 
 
 class SetAside:
@@ -29,13 +32,16 @@ class SetAside:
         self.derived = 0  # how often rows without an event of their own were set aside: part of their ids
         self._found: list[SetAsideRows] = []
 
-    def add(self, events: EventBatch, reason: str, details: list[str]) -> None:
-        self._found.append(SetAsideRows(self.input, events, reason, details))
+    def add(
+        self, events: EventBatch, reason: str, details: list[str], known: list[dict[str, Any]] | None = None
+    ) -> None:
+        self._found.append(SetAsideRows(self.input, events, reason, details, known))
 
-    def refuse(self, payload: Payload, dropped: list[Dropped]) -> None:
-        """What a timeline did not take."""
+    def refuse(self, payload: Payload, dropped: list[Dropped], windows: Sequence[Window]) -> None:
+        """What a timeline did not take, of an input that these windows group."""
         for one in dropped:
-            self.add(payload.take(one.at).events(), one.reason, one.details)
+            known = None if one.times is None else about(one.times, windows)
+            self.add(payload.take(one.at).events(), one.reason, one.details, known)
 
     def taken(self) -> list[SetAsideRows]:
         found, self._found = self._found, []
@@ -60,7 +66,7 @@ class SetAside:
             mine = [row for row in rows if details[row].reason == reason]
             at = np.array(mine, np.int64)
             events = origin.take(at).events() if origin is not None else self._derived_events(frame.take(at))
-            self.add(events, reason, [details[row].detail for row in mine])
+            self.add(events, reason, [details[row].detail for row in mine], about(frame.times[at], ()))
         keep = np.ones(frame.rows, np.bool_)
         keep[rows] = False
         return frame.take(np.flatnonzero(keep))
