@@ -12,6 +12,7 @@ import pytest
 from fuse import Fuse, Killed
 from job_plant import Plant
 
+from headrace.core.clock import TICKS_PER_S, to_iso
 from headrace.core.errors import DataError
 from headrace.jobs.ledger import LedgerReport
 
@@ -155,6 +156,14 @@ async def test_a_quiet_stream_closes_its_windows_and_then_is_left_alone(plant: P
     await runner.close()
 
 
+def at(second: float) -> int:
+    return 17_356_896_000_000_000 + int(second * TICKS_PER_S)
+
+
+def span(start: float, end: float) -> dict[str, str]:
+    return {"start": to_iso(at(start)), "end": to_iso(at(end))}
+
+
 async def test_refused_rows_are_a_stream_and_the_books_balance(plant: Plant) -> None:
     good = plant.readings([1.0, 1.0, 1.0])
     late = plant.readings([-400.0, -401.0], first=10)
@@ -167,6 +176,8 @@ async def test_refused_rows_are_a_stream_and_the_books_balance(plant: Plant) -> 
     assert sorted(row["_type"] for row in aside) == ["late", "late", "undecodable", "undecodable"]
     notes = [msgspec.json.decode(row["_properties"]) for row in aside]
     assert {note["stage"] for note in notes} == {"job:test"}
+    timed = {note["time"]: note["window"] for note in notes if note["reason"] == "late"}
+    assert timed == {to_iso(at(-400)): [span(-410, -400)], to_iso(at(-401)): [span(-410, -400)]}
     report = await LedgerReport(plant.log, plant.ledger).run()
     job = [row for row in report["stages"] if row["stage"] == "job:test"]
     assert report["balanced"], report

@@ -54,6 +54,7 @@ class _Aside(NamedTuple):
     events: EventBatch
     reason: str
     details: list[str]
+    about: list[dict[str, Any]] | None
 
 
 class _Yielded(NamedTuple):
@@ -101,6 +102,7 @@ class JobRunner:
         self._closed: dict[str, Positions] = {}  # where the last epoch ended
         self._whole = True  # False while the query has seen rows whose epoch is not written
         self._stats = self._run.stats()
+        self._kept: int | None = None  # the number of the snapshot that the journal's state ends with, if it is ours
         self._checkpointed_s = 0.0
         self._rest_s = 0.0
         self._ticked: dict[str, int] = {}
@@ -140,7 +142,7 @@ class JobRunner:
             await self.checkpoint()
         elif checkpoint.extra["fingerprint"] == self._job.fingerprint:
             self._epoch = checkpoint.epoch
-            await asyncio.to_thread(self._run.restore, checkpoint.state)
+            await asyncio.to_thread(self._run.restore, checkpoint.state, checkpoint.deltas)
             await self._replay(await asyncio.to_thread(self._journal.pending))
         else:  # another script: the state of the old one says nothing to this one
             self._epoch = checkpoint.epoch
@@ -173,7 +175,12 @@ class JobRunner:
 
         def write() -> None:
             self._stats = self._run.stats()
-            self._journal.checkpoint(self._epoch, positions, self._run.snapshot(), extra)
+            since, self._kept = self._kept, None
+            if since is not None and not self._journal.takes_delta():
+                since = None
+            state = self._run.snapshot(since)
+            self._journal.checkpoint(self._epoch, positions, state, extra, delta=since is not None)
+            self._kept = self._run.snapshots
 
         await asyncio.to_thread(write)
         self._checkpointed_s = self._clock.monotonic()
@@ -333,6 +340,7 @@ class JobRunner:
                     stream=one.stream,
                     ids=f"{producer}:{number}",
                     epoch=epoch,
+                    about=one.about,
                 )
             )
             self._books.count_aside(one.stream, one.events, one.reason)
@@ -356,7 +364,8 @@ class JobRunner:
                     fresh.append(row)
             if fresh:
                 events = events.take(pa.array(fresh, pa.int64()))
-                found.append(_Aside(stream, events, rows.reason, [rows.details[row] for row in fresh]))
+                about = None if rows.about is None else [rows.about[row] for row in fresh]
+                found.append(_Aside(stream, events, rows.reason, [rows.details[row] for row in fresh], about))
         return found
 
     async def _append(self, stream: str, events: EventBatch, producer: str, epoch: int) -> None:
