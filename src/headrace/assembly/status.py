@@ -33,10 +33,18 @@ class Status:
         return {
             "project": project.settings.project.name,
             "folder": str(project.folder),
-            "healthy": all(part["state"] == "ready" for part in parts_now),
+            "healthy": all(part["state"] == "ready" for part in parts_now) and not any(map(self._failed, work)),
             "parts": parts_now,
             "work": sorted(work, key=lambda body: (str(body.get("part")), str(body.get("name")))),
         }
+
+    def _failed(self, work: Mapping[str, Any]) -> bool:
+        """Whether somebody must act before a job goes on. What a job of the past left behind does not count."""
+        return (
+            work.get("part") == "job"
+            and work.get("state") == "failed"
+            and str(work.get("name")) in self._platform.settings.jobs
+        )
 
     async def for_console(self) -> Mapping[str, Any]:
         """The same, in the console's terms: CPU in percent since the last time it was asked, lag per part."""

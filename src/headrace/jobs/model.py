@@ -12,6 +12,11 @@ import msgspec
 from headrace.core.config import JobConfig
 from headrace.core.errors import NotFound, nearest
 
+STATUS = "runtime"
+"""Documents that say how parts of the platform stand; those of jobs have the id `job:NAME`."""
+DETAILS = "job_details"
+"""Plan and operators of each job, by its name: for those who look at one job."""
+
 
 class JobSpec(msgspec.Struct, frozen=True):
     """A job: its name, its script, its settings and the project folder that its files are in."""
@@ -55,6 +60,13 @@ class JobStatus(msgspec.Struct, kw_only=True):
     rows_in: int = 0  # since the process started
     rows_out: int = 0
     set_aside: int = 0
+    rows_per_s: float = 0.0  # rows in, over the time between the last two looks
+    streams: list[str] = []  # that it reads
+    outputs: list[str] = []  # streams that it writes
+    decoders: dict[str, str] = {}  # by input: `compiled` or `plain`
+    state_rows: int = 0  # that its operators hold
+    state_bytes: int = 0  # as of the last checkpoint
+    busy_s: float = 0.0  # of all operators, since the process started
 
 
 def load_job(name: str, config: JobConfig, folder: Path) -> JobSpec:

@@ -31,12 +31,14 @@ from headrace.jobs.inputs import Inputs
 from headrace.jobs.model import JobSpec, JobStatus
 from headrace.jobs.output import output_events
 from headrace.sql.compile import compile_script
+from headrace.sql.explain import explain_plan
 from headrace.sql.functions.user import UserFunction
 from headrace.sql.run import OutputRows, Policies, Results, Run, SetAsideRows
 
 log = structlog.get_logger()
 
 _IDLE_S = 1.0
+_LOOK_S = 1.0  # between two looks at the operators' figures
 _TICK_SHARE = 0.1
 _TICK_MAX_S = 60.0
 _DERIVED = -1  # the offset that the engine gives to rows which no single event stands behind, a window's say
@@ -97,11 +99,13 @@ class JobRunner:
         self._outputs = {name: self._config.outputs.get(name, name) for name in self._plan.outputs}
         self._run = self._fresh_run()
         self._told = log.bind(job=job.name)
-        self.status = JobStatus(name=job.name)
+        self.status = JobStatus(name=job.name, streams=list(self._names), outputs=sorted(set(self._outputs.values())))
         self._epoch = FIRST_EPOCH - 1
         self._closed: dict[str, Positions] = {}  # where the last epoch ended
         self._whole = True  # False while the query has seen rows whose epoch is not written
         self._stats = self._run.stats()
+        self._looked_s = 0.0
+        self._seen = (clock.monotonic(), 0)  # when the status was last brought up to date, and rows in then
         self._kept: int | None = None  # the number of the snapshot that the journal's state ends with, if it is ours
         self._checkpointed_s = 0.0
         self._rest_s = 0.0
@@ -200,6 +204,19 @@ class JobRunner:
         reached = [mark for mark in self._stats["watermarks"].values() if mark is not None]
         delay = (self._clock.now() - min(reached)) / TICKS_PER_S if reached else None
         self.status.watermark_delay_s = None if delay is None else round(delay, 3)
+        (before_s, rows), now_s = self._seen, self._clock.monotonic()
+        if now_s > before_s:
+            self.status.rows_per_s = round((self.status.rows_in - rows) / (now_s - before_s), 1)
+            self._seen = now_s, self.status.rows_in
+        operators = self._stats["operators"]
+        self.status.decoders = self._stats["decoders"]
+        self.status.state_rows = sum(one["state_rows"] for one in operators)
+        self.status.state_bytes = sum(one["state_bytes"] for one in operators)
+        self.status.busy_s = round(sum(one["busy_s"] for one in operators), 3)
+
+    def details(self) -> dict[str, Any]:
+        """The plan as EXPLAIN writes it, and what each operator did; at most about a second old while rows come."""
+        return {"name": self._job.name, "script": self._job.text, "plan": explain_plan(self._plan), **self._stats}
 
     def _fresh_run(self) -> Run:
         policies = Policies(
@@ -207,7 +224,13 @@ class JobRunner:
             out_of_order_s=self._config.out_of_order_s,
             action=self._config.action,
         )
-        return Run(self._plan, references=self._references, policies=policies, on_error=self._config.on_error)
+        return Run(
+            self._plan,
+            references=self._references,
+            policies=policies,
+            on_error=self._config.on_error,
+            timer=self._clock.monotonic,
+        )
 
     async def _settled(self) -> Checkpoint | None:
         """The last checkpoint. Where the script was changed, the old one first finishes the epochs that it had begun."""
@@ -280,7 +303,10 @@ class JobRunner:
             await self.checkpoint()
 
     def _query(self, ready: Ready, epoch: int) -> _Yielded:
-        return self._yielded(self._feed(ready.pieces, ready.portion.quiet), epoch)
+        found = self._feed(ready.pieces, ready.portion.quiet)
+        if self._clock.monotonic() - self._looked_s >= _LOOK_S:  # here, as nothing else may touch the query now
+            self._stats, self._looked_s = self._run.stats(), self._clock.monotonic()
+        return self._yielded(found, epoch)
 
     def _feed(self, pieces: Pieces, quiet: Mapping[str, int]) -> list[Results]:
         """Give the query rows, then the time that passed on inputs without any. Blocking."""
@@ -421,4 +447,5 @@ def _by_stream(inputs: Iterable[str], streams: Mapping[str, str]) -> dict[str, l
 
 def describe(status: JobStatus) -> dict[str, Any]:
     """The status document of a job."""
-    return {"part": "job", **{name: getattr(status, name) for name in status.__struct_fields__}}
+    told = {name: getattr(status, name) for name in status.__struct_fields__}
+    return {"part": "job", "stream": ", ".join(status.streams), "rows": status.rows_in, **told}

@@ -23,13 +23,12 @@ from headrace.core.flow import Ledger
 from headrace.docstore.contract import DocStore
 from headrace.eventlog.contract import EventLog
 from headrace.eventlog.journal import EpochJournal
-from headrace.jobs.model import JobSpec, JobStatus, load_job
+from headrace.jobs.model import DETAILS, STATUS, JobSpec, JobStatus, load_job
 from headrace.jobs.runner import JobRunner, describe
 from headrace.sql.functions.user import UserFunction
 
 logger = structlog.get_logger()
 
-COLLECTION = "runtime"
 _STATUS_S = 2.0
 _RESTART_S = 0.5
 _RESTART_MAX_S = 30.0
@@ -143,6 +142,8 @@ class JobSupervisor:
                 await runner.refresh()
             bodies = {f"job:{name}": describe(status) for name, status in self._status.items()}
             if bodies:
-                await self._docs.put_many(COLLECTION, bodies)
+                await self._docs.put_many(STATUS, bodies)
+            if details := {name: runner.details() for name, runner in self._runners.items()}:
+                await self._docs.put_many(DETAILS, details)
         except Unavailable as exc:
             logger.debug("status.not_written", problem=str(exc))
