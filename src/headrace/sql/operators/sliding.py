@@ -62,12 +62,15 @@ class Sliding:
         )
         if not len(ids):
             return None
-        members = np.arange(go.start, come.stop)
-        if 4 * len(ids) < len(members):  # few groups change: leave the others out
-            wanted = np.zeros(room, np.bool_)
-            wanted[ids] = True
-            members = members[wanted[held.ids[members]]]
-        members = members[stable_order(held.ids[members], room)]
+        seen = slice(go.start, come.stop)
+        changed = np.zeros(room, np.bool_)
+        changed[ids] = True
+        if 2 * np.count_nonzero(changed) < len(self.held.ids):  # leave the groups out that did not change
+            members = go.start + np.flatnonzero(changed[held.ids[seen]])
+            members = members[stable_order(held.ids[members], room)]
+        else:
+            members = stable_order(held.ids[seen], room)
+            members += go.start
         member_ids, member_times = held.ids[members], held.times[members]
         high = count_upto(member_ids, member_times, ids, ends)
         low = count_upto(member_ids, member_times, ids, ends - self.size)
