@@ -76,10 +76,29 @@ class MatchOperator:
         self.on_faults = on_faults
         self.simple = [plan.simple(variable) for variable in range(len(plan.variables))]
         self.memo = all(self.simple)
+        self.first = self._first_variables()
         self.events: dict[Key, list[_Event]] = {}  # from the first undecided start on
+        self.waiting: dict[Key, int] = {}  # partitions whose first start waits for an event after so many
         self.found: list[tuple[int, int, list[Any]]] = []  # heap: stamp, number of the start, leaves and partition
         self.seen = 0
         self.mark: Watermark = MIN_WATERMARK
+
+    def _first_variables(self) -> list[int] | None:
+        """The variables that the first event of a match may be, where that can be told from simple conditions alone."""
+        found: list[int] = []
+        todo, reached = [0], {0}
+        while todo:
+            pc = todo.pop()
+            code = self.plan.program[pc]
+            if code[0] == "match":
+                return None
+            if code[0] in ("jump", "split"):
+                fresh = set(code[1:]) - reached
+                reached |= fresh
+                todo += fresh
+            else:
+                found.append(code[1])
+        return found if all(self.simple[variable] for variable in found) else None
 
     def process(self, rows: Rows, port: int) -> None:
         frame = Frame(rows.times, [rows])
@@ -113,12 +132,15 @@ class MatchOperator:
         """Matches that nothing can come before any more."""
         reached = mark
         for key, events in list(self.events.items()):
-            start = self._decide(key, events, mark)
-            if start == len(events):
-                del self.events[key]
-            else:
+            if self.waiting.get(key) != len(events) or mark >= events[0].time + self.plan.limit:
+                start = self._decide(key, events, mark)
+                if start == len(events):
+                    del self.events[key]
+                    self.waiting.pop(key, None)
+                    continue
                 del events[:start]
-                reached = min(reached, events[0].time - 1)
+                self.waiting[key] = len(events)
+            reached = min(reached, events[0].time - 1)
         self.mark = max(self.mark, reached)
         due: list[tuple[int, int, list[Any]]] = []
         while self.found and self.found[0][0] <= self.mark:
@@ -127,7 +149,10 @@ class MatchOperator:
 
     def _decide(self, key: Key, events: list[_Event], mark: Watermark) -> int:
         """Try the starts in order, up to the first that must wait; returns its position."""
+        may = self.first
         for start, first in enumerate(events):
+            if may is not None and not any(first.holds[variable] for variable in may):
+                continue
             try:
                 matched = self._attempt(events, start, closed=mark >= first.time + self.plan.limit)
             except _Wait:
@@ -241,7 +266,7 @@ class MatchOperator:
     def restore(self, table: pa.Table) -> None:
         self.seen, self.mark, found = unpack(table.schema.metadata[b"match"])
         self.found = [(stamp, number, data) for stamp, number, data in found]
-        self.events = {}
+        self.events, self.waiting = {}, {}
         for key, events in table_values(table):
             self.events[tuple(hashable(part) for part in key)] = [_Event(*event) for event in events]
 
