@@ -179,12 +179,13 @@ async def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     worker = [sys.executable, __file__, "--job", str(folder)]
     if given.linger_ms is not None:
         worker.append(f"--linger-ms={given.linger_ms}")
-    one = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    one = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     assert one.stdin is not None
     assert one.stdout is not None
     try:
         assert one.stdout.readline().strip() == "ready"
-        other = subprocess.Popen([*feeder, *options, f"--machines={given.machines}"], stdout=subprocess.PIPE, text=True)
+        options.append(f"--machines={given.machines}")
+        other = subprocess.Popen([*feeder, *options], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
         try:
             await asyncio.sleep(WARM_WINDOWS * 5 + 1)
             marks = []
