@@ -18,12 +18,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from sql_w1 import bodies, log_batch
 
 from headrace.core.lean import hide
 from headrace.eventlog.journal import EpochJournal
 from headrace.sql.compile import compile_script
 from headrace.sql.run import Policies, Results, Run
+from sql_w1 import bodies, log_batch
 
 QUERY = """
 SELECT machine_id, COUNT(*) AS c, AVG(temperature) AS t, MAX(vibration) AS v, STDEV(pressure) AS p, System.Timestamp() AS w
