@@ -131,7 +131,7 @@ class LinkedHubConfig(Section, frozen=True):
     """[provisioning.hubs.NAME] Another hub that devices may be assigned to."""
 
     host: str  # what its devices connect to
-    connection_string: Secret = Secret("")  # of its policy `iothubowner`; empty: its devices are made there by other means
+    connection_string: Secret = Secret("")  # of its policy `iothubowner`; empty: devices are made there by other means
     ca_file: str = ""  # PEM, absolute: whom to trust besides the system's authorities when calling it
     weight: int = 1  # 1 to 1000, of hashed allocation
     sites: tuple[str, ...] = ()  # that it serves, for allocation by site (geoLatency)
@@ -142,7 +142,9 @@ class LinkedHubConfig(Section, frozen=True):
 class ProvisioningConfig(Section, frozen=True):
     """[provisioning] Devices that register themselves (DPS). Enrolments call this hub `this`, or by its host name."""
 
-    allocation: Literal["hashed", "geoLatency", "static"] = "hashed"  # of enrolments that name none; geoLatency is by site
+    allocation: Literal["hashed", "geoLatency", "static"] = (
+        "hashed"  # where an enrolment names none; geoLatency: by site
+    )
     weight: int = 1  # of this hub, as those of linked ones
     sites: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
@@ -192,8 +194,8 @@ class BrokerConfig(Section, frozen=True):
     users: dict[str, Secret] = {}  # name -> hash, made by `headrace broker user add`
     acl: tuple[BrokerAclConfig, ...] = ()
     templates: tuple[BrokerTemplateConfig, ...] = (BrokerTemplateConfig(filter="telemetry/{device}"),)
-    packet_bytes_max: int = 1_048_576
-    receive_maximum: int = 1000  # unacknowledged messages that a client may have under way
+    packet_bytes_max: int = 2_000_000
+    receive_maximum: int = 20  # messages that an MQTT 5 client may have under way; more makes one connection faster
     inflight_max: int = 100  # ... and that the broker has under way to a client
     topic_alias_max: int = 10
     queue_messages_max: int = 10_000  # waiting for one session

@@ -19,7 +19,7 @@ _DECODER = msgspec.json.Decoder(dict[str, Any])
 _PLAIN = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-class PackedValues(pa.ExtensionType):
+class PackedValues(pa.ExtensionType):  # type: ignore[misc]  # pyarrow has no types
     """Values of the language, each with its type."""
 
     def __init__(self) -> None:
