@@ -145,7 +145,7 @@ async def test_a_template_may_ask_for_registered_devices(benches: Benches) -> No
 
 async def test_many_messages_make_few_batches(benches: Benches) -> None:
     events = BrokenLog(SystemClock())
-    bench = await benches(events=events)
+    bench = await benches(events=events, receive_maximum=1000)
     client = await bench.client()
     client.send(b"".join(publish(f"telemetry/d{n % 10}", b"%d" % n, qos=1, id=n + 1) for n in range(900)))
     assert [(await client.expect(PUBACK)).id for _ in range(900)] == list(range(1, 901))

@@ -9,6 +9,7 @@ from headrace.wire.mqtt.codec import encode_length
 from headrace.wire.mqtt.machine import Broken, BrokerMachine, Frames
 from headrace.wire.mqtt.packets5 import Connect
 from headrace.wire.mqtt.reasons import (
+    CLIENT_ID_INVALID,
     MALFORMED,
     PACKET_TOO_LARGE,
     PROTOCOL_ERROR,
@@ -68,14 +69,17 @@ BAD_CONNECT = {
     "will retain without a will": (connect(0x22), MALFORMED, None),
     "bytes left over": (connect(rest=field(b"c") + b"x"), MALFORMED, None),
     "ends in the client id": (connect(rest=b"\0\5abc"), MALFORMED, None),
-    "client id with U+0000": (connect(rest=field(b"a\0b")), MALFORMED, None),
-    "client id with a surrogate": (connect(rest=field(b"\xed\xa0\x80")), MALFORMED, None),
-    "client id that is not UTF-8": (connect(rest=field(b"\xff\xfe")), MALFORMED, None),
-    "overlong UTF-8": (connect(rest=field(b"\xc0\x80")), MALFORMED, None),
-    "client id with a control character": (connect(rest=field(b"a\x01")), MALFORMED, None),
-    "client id with a non-character": (connect(rest=field("\uffff".encode())), MALFORMED, None),
-    "user name flag without a user name": (connect(0x82), MALFORMED, None),
-    "property of another packet": (connect(properties=listed(b"\x23\0\1")), MALFORMED, None),
+    "client id with U+0000": (connect(rest=field(b"a\0b")), CLIENT_ID_INVALID, None),
+    "client id with a surrogate": (connect(rest=field(b"\xed\xa0\x80")), CLIENT_ID_INVALID, None),
+    "client id that is not UTF-8": (connect(rest=field(b"\xff\xfe")), CLIENT_ID_INVALID, None),
+    "overlong UTF-8": (connect(rest=field(b"\xc0\x80")), CLIENT_ID_INVALID, None),
+    "client id with a control character": (connect(rest=field(b"a\x01")), CLIENT_ID_INVALID, None),
+    "client id with a non-character": (connect(rest=field("\uffff".encode())), CLIENT_ID_INVALID, None),
+    "user name flag without a user name": (connect(0x82), MALFORMED, b""),
+    "user name with U+0000": (connect(0x82, rest=field(b"c") + field(b"a\0b")), MALFORMED, b""),
+    "password that ends early": (connect(0xC2, rest=field(b"c") + field(b"u") + b"\0\x09p"), MALFORMED, b""),
+    "property of another packet": (connect(properties=listed(b"\x23\0\1")), PROTOCOL_ERROR, None),
+    "cut property of another packet": (connect(properties=listed(b"\x23\0")), MALFORMED, None),
     "unknown property": (connect(properties=listed(b"\x7f\0")), MALFORMED, None),
     "property that ends early": (connect(properties=listed(b"\x11\0\0")), MALFORMED, None),
     "properties longer than the packet": (connect(properties=b"\x7f"), MALFORMED, None),
@@ -94,8 +98,9 @@ BAD_CONNECT = {
         connect(6, rest=field(b"c") + listed(b"\x18\0\0\0\1" * 2) + field(b"t") + field(b"")), PROTOCOL_ERROR, None,
     ),
     "protocol name": (connect(name=b"MQTX"), UNSUPPORTED_VERSION, b""),
-    "level 3": (connect(level=3, name=b"MQIsdp"), UNSUPPORTED_VERSION, b"\x20\x02\x00\x01"),
-    "level 6": (connect(level=6), UNSUPPORTED_VERSION, b"\x20\x02\x00\x01"),
+    "level 2": (connect(level=2, name=b"MQIsdp"), UNSUPPORTED_VERSION, b"\x20\x03\x00\x84\x00"),
+    "level 3 under the new name": (connect(level=3), UNSUPPORTED_VERSION, b"\x20\x03\x00\x84\x00"),
+    "level 6": (connect(level=6), UNSUPPORTED_VERSION, b"\x20\x03\x00\x84\x00"),
     "no CONNECT": (packet(0xC0, b""), PROTOCOL_ERROR, b""),
     "AUTH before CONNECT": (packet(0xF0, b""), PROTOCOL_ERROR, b""),
     "password without user name in 3.1.1": (connect(0x42, level=4, rest=field(b"c") + field(b"p")), MALFORMED, b""),
@@ -116,16 +121,18 @@ def test_a_wrong_connect_is_refused_with_its_reason(what: str) -> None:
 PUB = field(b"t") + b"\0\1"
 BAD_PACKETS = {
     "second CONNECT": (connect(), PROTOCOL_ERROR),
-    "packet type 0": (packet(0x00, b""), MALFORMED),
+    "packet type 0": (packet(0x00, b""), PROTOCOL_ERROR),
+    "packet type 0, of which nothing more has come": (b"\x0a\xc0", PROTOCOL_ERROR),
+    "packet type 0 with a length of five bytes": (b"\0\x80\x80\x80\x80\x01", PROTOCOL_ERROR),
     "AUTH without a method": (packet(0xF0, b""), PROTOCOL_ERROR),
-    "AUTH with flags": (packet(0xF1, b""), MALFORMED),
+    "AUTH with flags": (packet(0xF1, b""), PROTOCOL_ERROR),
+    "SUBACK with flags": (packet(0x91, b"\0\1\0\0"), MALFORMED),
+    "PINGRESP with flags": (packet(0xD4, b""), MALFORMED),
     "CONNACK from a client": (packet(0x20, b"\0\0\0"), PROTOCOL_ERROR),
     "SUBACK from a client": (packet(0x90, b"\0\1\0\0"), PROTOCOL_ERROR),
     "UNSUBACK from a client": (packet(0xB0, b"\0\1\0\0"), PROTOCOL_ERROR),
     "PINGRESP from a client": (packet(0xD0, b""), PROTOCOL_ERROR),
-    "PINGREQ with a body": (packet(0xC0, b"x"), MALFORMED),
     "PINGREQ with flags": (packet(0xC1, b""), MALFORMED),
-    "remaining length of five bytes": (b"\x30\xff\xff\xff\xff\x01", MALFORMED),
     "remaining length of too many bytes": (b"\xc0\x80\x00", MALFORMED),
     "PUBLISH of QoS 3": (packet(0x36, PUB + b"\0"), MALFORMED),
     "PUBLISH with DUP at QoS 0": (packet(0x38, field(b"t") + b"\0"), MALFORMED),
@@ -136,41 +143,43 @@ BAD_PACKETS = {
     "PUBLISH without anything": (packet(0x30, b""), MALFORMED),
     "SUBSCRIBE with flags 0": (packet(0x80, b"\0\1\0" + field(b"t") + b"\0"), MALFORMED),
     "SUBSCRIBE with packet id 0": (packet(0x82, b"\0\0\0" + field(b"t") + b"\0"), MALFORMED),
-    "SUBSCRIBE without a filter": (packet(0x82, b"\0\1\0"), PROTOCOL_ERROR),
+    "SUBSCRIBE without a filter": (packet(0x82, b"\0\1\0"), MALFORMED),
     "SUBSCRIBE to an empty filter": (packet(0x82, b"\0\1\0" + field(b"") + b"\0"), MALFORMED),
     "SUBSCRIBE without options": (packet(0x82, b"\0\1\0" + field(b"t")), MALFORMED),
-    "SUBSCRIBE with QoS 3": (packet(0x82, b"\0\1\0" + field(b"t") + b"\3"), PROTOCOL_ERROR),
-    "SUBSCRIBE with retain handling 3": (packet(0x82, b"\0\1\0" + field(b"t") + b"\x30"), PROTOCOL_ERROR),
+    "SUBSCRIBE with QoS 3": (packet(0x82, b"\0\1\0" + field(b"t") + b"\3"), MALFORMED),
+    "SUBSCRIBE with retain handling 3": (packet(0x82, b"\0\1\0" + field(b"t") + b"\x30"), MALFORMED),
     "SUBSCRIBE with reserved options": (packet(0x82, b"\0\1\0" + field(b"t") + b"\x40"), MALFORMED),
     "SUBSCRIBE with no local, shared": (
         packet(0x82, b"\0\1\0" + field(b"$share/g/t") + b"\4"), PROTOCOL_ERROR,
     ),
-    "SUBSCRIBE with identifier 0": (packet(0x82, b"\0\1" + listed(b"\x0b\0") + field(b"t") + b"\0"), PROTOCOL_ERROR),
+    "SUBSCRIBE with identifier 0": (packet(0x82, b"\0\1" + listed(b"\x0b\0") + field(b"t") + b"\0"), MALFORMED),
+    "SUBSCRIBE with a property of another packet": (
+        packet(0x82, b"\0\1" + listed(b"\x11\0\0\0\1") + field(b"t") + b"\0"), MALFORMED,
+    ),
     "SUBSCRIBE with two identifiers": (
         packet(0x82, b"\0\1" + listed(b"\x0b\1\x0b\2") + field(b"t") + b"\0"), PROTOCOL_ERROR,
     ),
     "SUBSCRIBE to a#": (packet(0x82, b"\0\1\0" + field(b"a#") + b"\0"), MALFORMED),
     "SUBSCRIBE to #/a": (packet(0x82, b"\0\1\0" + field(b"#/a") + b"\0"), MALFORMED),
     "SUBSCRIBE to a+/b": (packet(0x82, b"\0\1\0" + field(b"a+/b") + b"\0"), MALFORMED),
-    "SUBSCRIBE to $share/g": (packet(0x82, b"\0\1\0" + field(b"$share/g") + b"\0"), MALFORMED),
-    "SUBSCRIBE to $share//t": (packet(0x82, b"\0\1\0" + field(b"$share//t") + b"\0"), MALFORMED),
-    "SUBSCRIBE to $share/+/t": (packet(0x82, b"\0\1\0" + field(b"$share/+/t") + b"\0"), MALFORMED),
-    "SUBSCRIBE to $share/g/": (packet(0x82, b"\0\1\0" + field(b"$share/g/") + b"\0"), MALFORMED),
+    "SUBSCRIBE to $share/g": (packet(0x82, b"\0\1\0" + field(b"$share/g") + b"\0"), PROTOCOL_ERROR),
+    "SUBSCRIBE to $share/#/t": (packet(0x82, b"\0\1\0" + field(b"$share/#/t") + b"\0"), MALFORMED),
+    "SUBSCRIBE to $share//t": (packet(0x82, b"\0\1\0" + field(b"$share//t") + b"\0"), PROTOCOL_ERROR),
+    "SUBSCRIBE to $share/+/t": (packet(0x82, b"\0\1\0" + field(b"$share/+/t") + b"\0"), PROTOCOL_ERROR),
+    "SUBSCRIBE to $share/g/": (packet(0x82, b"\0\1\0" + field(b"$share/g/") + b"\0"), PROTOCOL_ERROR),
     "UNSUBSCRIBE with flags 0": (packet(0xA0, b"\0\1\0" + field(b"t")), MALFORMED),
-    "UNSUBSCRIBE without a filter": (packet(0xA2, b"\0\1\0"), PROTOCOL_ERROR),
+    "UNSUBSCRIBE without a filter": (packet(0xA2, b"\0\1\0"), MALFORMED),
     "UNSUBSCRIBE with packet id 0": (packet(0xA2, b"\0\0\0" + field(b"t")), MALFORMED),
     "PUBACK with flags": (packet(0x41, b"\0\1"), MALFORMED),
     "PUBACK of one byte": (packet(0x40, b"\0"), MALFORMED),
-    "PUBACK with packet id 0": (packet(0x40, b"\0\0"), MALFORMED),
+    "PUBACK with packet id 0": (packet(0x40, b"\0\0"), PROTOCOL_ERROR),
     "PUBACK with another packet's reason": (packet(0x40, b"\0\1\x92"), PROTOCOL_ERROR),
     "PUBACK with two reason strings": (packet(0x40, b"\0\1\0" + listed(b"\x1f\0\1x" * 2)), PROTOCOL_ERROR),
     "PUBREL with flags 0": (packet(0x60, b"\0\1"), MALFORMED),
     "PUBREL with another packet's reason": (packet(0x62, b"\0\1\x10"), PROTOCOL_ERROR),
     "PUBCOMP with left over bytes": (packet(0x70, b"\0\1\0\0x"), MALFORMED),
     "DISCONNECT with flags": (packet(0xE1, b""), MALFORMED),
-    "DISCONNECT with a server's reason": (packet(0xE0, b"\x8e"), PROTOCOL_ERROR),
-    "DISCONNECT with a server reference": (packet(0xE0, b"\0" + listed(b"\x1c\0\1x")), PROTOCOL_ERROR),
-    "DISCONNECT with a topic alias": (packet(0xE0, b"\0" + listed(b"\x23\0\1")), MALFORMED),
+    "DISCONNECT with a topic alias": (packet(0xE0, b"\0" + listed(b"\x23\0\1")), PROTOCOL_ERROR),
 }  # fmt: skip
 
 
@@ -180,6 +189,32 @@ def test_a_wrong_packet_is_answered_with_its_reason(what: str) -> None:
     found = broken(opened(), data)
     assert found.reason == reason
     assert found.reply == bytes((0xE0, 1, reason))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x30\xff\xff\xff\xff\x01", MALFORMED),  # where the next packet begins cannot be known
+        (packet(0xC0, b"x"), MALFORMED),
+        (packet(0xD0, b"x"), MALFORMED),
+        (packet(0xE0, b"\x8e"), PROTOCOL_ERROR),  # who leaves reads no answer
+        (packet(0xE0, b"\0" + listed(b"\x1c\0\1x")), PROTOCOL_ERROR),
+    ],
+)
+def test_some_mistakes_close_the_connection_without_a_word(data: bytes, reason: int) -> None:
+    found = broken(opened(), data)
+    assert found.reason == reason
+    assert found.reply == b""
+
+
+@pytest.mark.parametrize("first", [0x10, 0x14])
+def test_mqtt_3_1_is_spoken_too(first: int) -> None:
+    machine = BrokerMachine(packet_bytes_max=LIMIT)
+    (item,) = machine.receive(connect(0x01, level=3, name=b"MQIsdp", first=first))
+    assert isinstance(item, packets5.Connect)
+    assert item.version == 3
+    assert not item.clean_start
+    assert packets5.encode_connack(3, 0, session_present=True) == b"\x20\x02\x00\x00"
 
 
 def test_a_3_1_1_client_is_closed_without_a_word() -> None:
@@ -229,11 +264,12 @@ BAD_PUBLISH_PROPERTIES = {
     "subscription identifier": (b"\x0b\1", PROTOCOL_ERROR),
     "payload format 2": (b"\1\2", PROTOCOL_ERROR),
     "response topic with a wildcard": (b"\x08\0\3a/#", PROTOCOL_ERROR),
-    "empty response topic": (b"\x08\0\0", MALFORMED),
+    "empty response topic": (b"\x08\0\0", PROTOCOL_ERROR),
     "content type with U+0000": (b"\3\0\1\0", MALFORMED),
     "user property without a value": (b"\x26\0\1a", MALFORMED),
     "user property that is not UTF-8": (b"\x26\0\1a\0\1\xff", MALFORMED),
-    "session expiry": (b"\x11\0\0\0\1", MALFORMED),
+    "session expiry": (b"\x11\0\0\0\1", PROTOCOL_ERROR),
+    "session expiry that ends early": (b"\x11\0\0", MALFORMED),
     "identifier of too many bytes": (b"\x81\0\1", MALFORMED),
     "two message expiries": (b"\2\0\0\0\1" * 2, PROTOCOL_ERROR),
     "two content types": (b"\3\0\1a" * 2, PROTOCOL_ERROR),

@@ -7,7 +7,7 @@ import asyncio
 from headrace.core.config import BrokerConfig
 from headrace.gateway.broker.users import Users
 from headrace.wire.mqtt import properties5
-from headrace.wire.mqtt.packets5 import V5, Connect
+from headrace.wire.mqtt.packets5 import V5, V31, Connect
 from headrace.wire.mqtt.reasons import (
     BAD_AUTH_METHOD,
     BAD_CREDENTIALS,
@@ -40,7 +40,7 @@ class Admission:
             return QUOTA_EXCEEDED
         if properties5.AUTH_METHOD in connect.properties:
             return BAD_AUTH_METHOD
-        if not connect.client_id and connect.version < V5 and not connect.clean_start:
+        if not connect.client_id and connect.version < V5 and not (connect.clean_start and connect.version > V31):
             return CLIENT_ID_INVALID
         return SUCCESS
 

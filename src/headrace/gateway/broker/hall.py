@@ -59,9 +59,9 @@ class Hall:
         self.is_registered = registered
         self.target: Callable[[bytes], Target | None] = templates.target
         self.told: Properties = {TOPIC_ALIAS_MAXIMUM: config.topic_alias_max} if config.topic_alias_max else {}
+        self.told[MAXIMUM_PACKET_SIZE] = config.packet_bytes_max
         if config.receive_maximum < 0xFFFF:
             self.told[RECEIVE_MAXIMUM] = config.receive_maximum
-        self.told[MAXIMUM_PACKET_SIZE] = config.packet_bytes_max
         self._dirty: list[BrokerLink] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._refusals = Refusals(metrics, clock)

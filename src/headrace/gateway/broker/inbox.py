@@ -23,7 +23,6 @@ from headrace.wire.mqtt.packets5 import PUBACK, PUBCOMP, PUBREC, V5, Ack, encode
 from headrace.wire.mqtt.reasons import (
     NO_MATCHING_SUBSCRIBERS,
     NOT_AUTHORISED,
-    PACKET_ID_NOT_FOUND,
     QUOTA_EXCEEDED,
     RECEIVE_MAXIMUM_EXCEEDED,
     TOPIC_ALIAS_INVALID,
@@ -208,7 +207,7 @@ class Inbox:
         held = self._session.let_go(ack.packet_id)
         answer = Answer()
         if held is None:
-            answer.data = encode_ack(self._version, PUBCOMP, number, PACKET_ID_NOT_FOUND)
+            answer.data = encode_ack(self._version, PUBCOMP, number)  # resent: it was released before
         else:
             answer.data, answer.frees = encode_ack(self._version, PUBCOMP, number), 1
             message = held.message
@@ -221,7 +220,7 @@ class Inbox:
         alias = properties.get(properties5.TOPIC_ALIAS)
         if alias is None:
             if not topic:
-                raise protocol_error("PUBLISH: neither a topic nor an alias")
+                raise malformed("PUBLISH: neither a topic nor an alias")
             return topic
         if alias > self._hall.config.topic_alias_max:
             raise PacketRefused(TOPIC_ALIAS_INVALID, f"PUBLISH: topic alias {alias} is too large")

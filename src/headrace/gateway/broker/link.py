@@ -26,6 +26,7 @@ from headrace.wire.mqtt.reasons import (
     KEEP_ALIVE_TIMEOUT,
     NAMES,
     NOT_AUTHORISED,
+    PACKET_TOO_LARGE,
     PROTOCOL_ERROR,
     SUCCESS,
     PacketRefused,
@@ -165,8 +166,8 @@ class BrokerLink(asyncio.Protocol):
         if not self._dirty:
             self._mark()
 
-    def release(self, packet_id: int, reason: int = 0) -> None:
-        self._out.append(encode_ack(self.version, PUBREL, packet_id.to_bytes(2, "big"), reason))
+    def release(self, packet_id: int) -> None:
+        self._out.append(encode_ack(self.version, PUBREL, packet_id.to_bytes(2, "big")))
         self._mark()
 
     # the hall calls these
@@ -409,6 +410,9 @@ class BrokerLink(asyncio.Protocol):
         self._keep_alive_s = 1.5 * keep_alive_s
         self.session.link = self
         connack = packets5.encode_connack(self.version, 0, session_present=present, properties=told)
+        if 0 < packet_max < len(connack):  # it may not be sent, and nothing may come before it
+            self.close(NAMES[PACKET_TOO_LARGE])
+            return
         if forgets:  # a crash must not bring back what this client was told is gone
             self.hold("connect")
             self._hall.store.when_durable(lambda: self._welcome(connack))

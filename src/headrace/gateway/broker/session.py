@@ -16,7 +16,7 @@ from headrace.gateway.broker.message import PUBLISHED, RELEASED, Delivery, Messa
 from headrace.gateway.broker.router import Subscription
 from headrace.gateway.broker.store import HeldRow, SessionRow, Store
 from headrace.wire.mqtt.packets5 import PUBACK, PUBCOMP, PUBREC
-from headrace.wire.mqtt.reasons import ERROR, PACKET_ID_NOT_FOUND, PROTOCOL_ERROR, SUCCESS
+from headrace.wire.mqtt.reasons import ERROR, PROTOCOL_ERROR, SUCCESS
 
 NEVER_EXPIRES = 0xFFFF_FFFF
 
@@ -39,7 +39,7 @@ class Link(Protocol):
         """Write a PUBLISH of QoS 0."""
         ...
 
-    def release(self, packet_id: int, reason: int = 0) -> None:
+    def release(self, packet_id: int) -> None:
         """Write a PUBREL."""
         ...
 
@@ -187,7 +187,7 @@ class Session:
         delivery = self.inflight.get(packet_id)
         if delivery is None or packet_id in self._unsent:
             if kind == PUBREC and reason < ERROR and self.link is not None:
-                self.link.release(packet_id, PACKET_ID_NOT_FOUND)
+                self.link.release(packet_id)  # after a restart it may well know a message that we do not
             return SUCCESS
         if (kind == PUBACK) != (delivery.qos == 1) or (kind == PUBCOMP and delivery.state != RELEASED):
             return PROTOCOL_ERROR

@@ -31,6 +31,14 @@ class MalformedPacket(DataError):
     code = "mqtt.malformed"
 
 
+class BadLength(MalformedPacket):
+    """A remaining length of more than four bytes. `first` is the packet's first byte."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__("a remaining length of more than four bytes")
+        self.first = first
+
+
 class ZeroPacketId(MalformedPacket):
     """A PUBLISH with packet id 0: well formed, and not allowed."""
 
@@ -185,7 +193,7 @@ def _long_length(data: bytes, position: int, end: int) -> tuple[int, int]:
             return value, index + 1
         shift += 7
     if end - position > 4:
-        raise MalformedPacket("a remaining length of more than four bytes")
+        raise BadLength(data[position])
     return 0, -1
 
 

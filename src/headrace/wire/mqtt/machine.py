@@ -1,4 +1,4 @@
-"""The broker's side of one MQTT connection, 3.1.1 or 5.0, without I/O: bytes in, packets out.
+"""The broker's side of one MQTT connection, 3.1, 3.1.1 or 5.0, without I/O: bytes in, packets out.
 
 The first packet decides the version. It never raises on what a peer sends: a peer's mistake is the last item of a list, a
 `Broken` whose reason says exactly what was wrong, after which whatever comes is ignored.
@@ -16,7 +16,6 @@ from headrace.wire.mqtt.reasons import (
     MALFORMED,
     PACKET_TOO_LARGE,
     PROTOCOL_ERROR,
-    UNSUPPORTED_VERSION,
     PacketRefused,
     malformed,
     protocol_error,
@@ -76,6 +75,9 @@ class BrokerMachine:
             plain = self._parser.feed(data, frames)
         except DataError as exc:
             error = exc
+        rest = self._parser.rest
+        if error is None and rest and rest[0] < codec.CONNECT:  # known to be no packet before it is all there
+            plain, error = False, protocol_error(f"packet 0x{rest[0]:02x}")
         if plain and self.state == "open":
             return [Frames(frames, True)] if frames else []
         items = self._items(frames)
@@ -123,15 +125,16 @@ class BrokerMachine:
         if kind == codec.UNSUBSCRIBE:
             return packets5.parse_unsubscribe(first, body, version)
         if kind == codec.PINGREQ:
-            if first != codec.PINGREQ or body:
-                raise malformed("PINGREQ: wrong flags or length")
+            _check_empty("PINGREQ", first, body)
             return _PING
         if kind == codec.DISCONNECT:
             left = packets5.parse_disconnect(first, body, version)
             self.state = "closed"
             return left
-        if kind == 0 or (kind == packets5.AUTH and (version < packets5.V5 or first != kind)):
-            raise malformed(f"packet 0x{first:02x}")
+        if kind == codec.PINGRESP:
+            _check_empty("PINGRESP", first, body)
+        if kind in (codec.SUBACK, codec.UNSUBACK) and first != kind:
+            raise malformed(f"packet 0x{first:02x}: wrong flags")
         raise protocol_error(f"packet 0x{first:02x} may not come here")
 
     def _broken(self, error: DataError) -> Broken:
@@ -141,7 +144,13 @@ class BrokerMachine:
             reason = PACKET_TOO_LARGE
         else:
             reason = PROTOCOL_ERROR if isinstance(error, codec.ZeroPacketId) else MALFORMED
-        reply = self._reply(reason, error)
+        quiet = isinstance(error, PacketRefused) and error.quiet
+        if isinstance(
+            error, codec.BadLength
+        ):  # where the next packet would begin cannot be known: there is nobody to talk to
+            quiet = error.first >= codec.CONNECT
+            reason = MALFORMED if quiet else PROTOCOL_ERROR
+        reply = b"" if quiet else self._reply(reason, error)
         self.state = "closed"
         return Broken(reason, error, reply)
 
@@ -150,11 +159,18 @@ class BrokerMachine:
             version = getattr(error, "version", 0)
             if version == packets5.V5:
                 return packets5.encode_connack(version, reason)
-            return packets5.encode_connack(version, 1) if version and reason == UNSUPPORTED_VERSION else b""
+            return b""
         if self.version < packets5.V5:
             return b""
         said = error.message if reason == PACKET_TOO_LARGE else ""
         return packets5.encode_disconnect(reason, said)
+
+
+def _check_empty(name: str, first: int, body: bytes) -> None:
+    if first & 0x0F:
+        raise malformed(f"{name}: wrong flags")
+    if body:
+        raise PacketRefused(MALFORMED, f"{name}: {len(body)} bytes too many", quiet=True)
 
 
 def _run(frames: list[Frame]) -> Frames:

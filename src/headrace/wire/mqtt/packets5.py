@@ -1,6 +1,6 @@
-"""The packets of MQTT 5.0, and of 3.1.1 where a broker treats both alike: bodies to values, values to bytes.
+"""The packets of MQTT 5.0, and of 3.1.1 and 3.1 where a broker treats both alike: bodies to values, values to bytes.
 
-`version` is the protocol level of the connection, 4 or 5. Frames are cut by codec.FrameParser, which serves both; a PUBLISH
+`version` is the protocol level of the connection, 3, 4 or 5. Frames are cut by codec.FrameParser, which serves both; a PUBLISH
 of version 5 carries its properties at the head of what the parser calls its payload.
 """
 
@@ -12,10 +12,17 @@ from typing import Any, NamedTuple
 from headrace.wire.mqtt import codec, properties5
 from headrace.wire.mqtt.codec import encode_length
 from headrace.wire.mqtt.properties5 import Packet, Properties, read_binary
-from headrace.wire.mqtt.reasons import UNSUPPORTED_VERSION, PacketRefused, malformed, protocol_error
+from headrace.wire.mqtt.reasons import (
+    CLIENT_ID_INVALID,
+    PROTOCOL_ERROR,
+    UNSUPPORTED_VERSION,
+    PacketRefused,
+    malformed,
+    protocol_error,
+)
 from headrace.wire.mqtt.topics import check_name, check_text, parse_filter
 
-V3, V5 = 4, 5
+V31, V3, V5 = 3, 4, 5
 PUBACK, PUBREC, PUBREL, PUBCOMP, AUTH = 0x40, 0x50, 0x60, 0x70, 0xF0
 
 ACK_REASONS = {
@@ -117,7 +124,8 @@ class _Reader:
     def packet_id(self) -> int:
         found = self.short()
         if not found:
-            raise malformed(f"{self.packet}: packet id 0")
+            refuse = protocol_error if self.packet == "ACK" else malformed
+            raise refuse(f"{self.packet}: packet id 0")
         return found
 
     def binary(self) -> bytes:
@@ -143,16 +151,16 @@ class _Reader:
 
 
 def parse_connect(first: int, data: bytes) -> Connect:
-    """A CONNECT of either version. Raises PacketRefused with `version` set where it could be read."""
+    """A CONNECT of any version. Raises PacketRefused with `version` set where it could be read."""
     body = _Reader("CONNECT", data)
-    if first != codec.CONNECT:
-        raise malformed("CONNECT: reserved flags are set")
     name = body.binary()
     level = body.byte()
     if name not in (b"MQTT", b"MQIsdp"):
         raise PacketRefused(UNSUPPORTED_VERSION, "CONNECT: unknown protocol name")
-    if name != b"MQTT" or level not in (V3, V5):
-        raise PacketRefused(UNSUPPORTED_VERSION, f"protocol level {level}", hint="use MQTT 3.1.1 or 5.0", version=V3)
+    if level not in ((V3, V5) if name == b"MQTT" else (V31,)):
+        raise PacketRefused(UNSUPPORTED_VERSION, f"protocol level {level}", hint="use MQTT 3.1.1 or 5.0", version=V5)
+    if first != codec.CONNECT and level != V31:  # 3.1 gave these bits no meaning, and no value
+        raise malformed("CONNECT: reserved flags are set")
     try:
         return _rest_of_connect(body, level)
     except PacketRefused as exc:
@@ -163,7 +171,7 @@ def parse_connect(first: int, data: bytes) -> Connect:
 def _rest_of_connect(body: _Reader, version: int) -> Connect:
     flags = body.byte()
     has_will, will_qos, will_retain = bool(flags & 0x04), flags >> 3 & 3, bool(flags & 0x20)
-    if flags & 0x01 or will_qos == 3 or (not has_will and (will_qos or will_retain)):
+    if (flags & 0x01 and version != V31) or will_qos == 3 or (not has_will and (will_qos or will_retain)):
         raise malformed(f"CONNECT: flags 0x{flags:02x} contradict each other")
     if version < V5 and flags & 0xC0 == 0x40:
         raise malformed("CONNECT: a password without a user name")
@@ -171,12 +179,25 @@ def _rest_of_connect(body: _Reader, version: int) -> Connect:
     properties = body.properties(version)
     if properties5.AUTH_DATA in properties and properties5.AUTH_METHOD not in properties:
         raise protocol_error("CONNECT: authentication data without a method")
-    client_id = body.text()
+    client_id = _client_id(body)
     will = _will(body, version, will_qos, will_retain) if has_will else None
-    username = body.text() if flags & 0x80 else None
-    password = body.binary() if flags & 0x40 else None
+    try:
+        username = body.text() if flags & 0x80 else None
+        password = body.binary() if flags & 0x40 else None
+    except PacketRefused as exc:
+        exc.quiet = True  # whoever guesses at names and passwords learns nothing
+        raise
     body.end()
     return Connect(version, client_id, bool(flags & 0x02), keep_alive_s, username, password, will, properties)
+
+
+def _client_id(body: _Reader) -> str:
+    raw = body.binary()
+    try:
+        return check_text(raw, body.packet)
+    except PacketRefused as exc:
+        exc.reason = CLIENT_ID_INVALID
+        raise
 
 
 def _will(body: _Reader, version: int, qos: int, retain: bool) -> Will:
@@ -216,7 +237,7 @@ def parse_subscribe(first: int, data: bytes, version: int) -> Subscribe:
         shared = bool(parse_filter(topic_filter).group)
         wanted.append(_wanted(topic_filter, body.byte(), version, shared))
     if not wanted:
-        raise protocol_error("SUBSCRIBE: no filter")
+        raise malformed("SUBSCRIBE: no filter")
     identifier = properties.get(properties5.SUBSCRIPTION_IDENTIFIER, [0])[0]
     return Subscribe(packet_id, tuple(wanted), identifier, properties)
 
@@ -227,11 +248,9 @@ def _wanted(topic_filter: bytes, options: int, version: int, shared: bool) -> Wa
         if options > 2:
             raise malformed(f"SUBSCRIBE: options 0x{options:02x}")
         return Wanted(topic_filter, qos)
-    if options & 0xC0:
-        raise malformed(f"SUBSCRIBE: options 0x{options:02x}")
     handling, no_local = options >> 4 & 3, bool(options & 0x04)
-    if qos == 3 or handling == 3:
-        raise protocol_error(f"SUBSCRIBE: options 0x{options:02x}")
+    if options & 0xC0 or qos == 3 or handling == 3:
+        raise malformed(f"SUBSCRIBE: options 0x{options:02x}")
     if shared and no_local:
         raise protocol_error("SUBSCRIBE: no local on a shared subscription")
     return Wanted(topic_filter, qos, no_local, bool(options & 0x08), handling)
@@ -250,7 +269,7 @@ def parse_unsubscribe(first: int, data: bytes, version: int) -> Unsubscribe:
         parse_filter(topic_filter, "UNSUBSCRIBE")
         filters.append(topic_filter)
     if not filters:
-        raise protocol_error("UNSUBSCRIBE: no filter")
+        raise malformed("UNSUBSCRIBE: no filter")
     return Unsubscribe(packet_id, tuple(filters))
 
 
@@ -282,17 +301,22 @@ def parse_disconnect(first: int, data: bytes, version: int) -> Disconnect:
     properties = body.properties(version) if body.left else NO_PROPERTIES
     body.end()
     if reason not in DISCONNECT_REASONS:
-        raise protocol_error(f"DISCONNECT: reason 0x{reason:02x}")
+        raise _goodbye(f"reason 0x{reason:02x}")
     if properties5.SERVER_REFERENCE in properties:
-        raise protocol_error("DISCONNECT: a server reference from a client")
+        raise _goodbye("a server reference from a client")
     return Disconnect(reason, properties)
+
+
+def _goodbye(what: str) -> PacketRefused:
+    """A client that leaves, and says it wrongly: it is gone, so nobody reads an answer."""
+    return PacketRefused(PROTOCOL_ERROR, f"DISCONNECT: {what}", quiet=True)
 
 
 def encode_connack(
     version: int, reason: int, *, session_present: bool = False, properties: Mapping[int, Any] = NO_PROPERTIES
 ) -> bytes:
-    """`reason` is a return code of 3.1.1 there."""
-    body = bytes((session_present and reason == 0, reason))
+    """`reason` is a return code of 3.1.1 there; 3.1 cannot tell of a session."""
+    body = bytes((session_present and reason == 0 and version != V31, reason))
     if version >= V5:
         body += properties5.encode(properties)
     return b"\x20" + encode_length(len(body)) + body

@@ -125,14 +125,27 @@ def decode(data: bytes, at: int, packet: Packet) -> tuple[Properties, int]:
     while at < stop:
         identifier, at = read_varint(data, at, packet)
         rule = RULES.get(identifier)
-        if rule is None or packet not in rule.packets:
-            raise malformed(f"{packet}: property 0x{identifier:02x} does not belong here")
+        if rule is None:
+            raise malformed(f"{packet}: property 0x{identifier:02x} does not exist")
         value, at = _read(rule.kind, data, at, packet, identifier)
+        if packet not in rule.packets:
+            raise _misplaced(packet, identifier)
+        if rule.kind == "topic":
+            _check_response_topic(value, packet)
         _keep(found, identifier, value, packet)
     return found, stop
 
 
+def _misplaced(packet: Packet, identifier: int) -> PacketRefused:
+    """Well formed, and not allowed in this packet. The specification has two words for it (sections 2.2.2.2 and 4.13.1 name
+    malformed and either); these are the ones that clients have seen most brokers use."""
+    refuse = malformed if packet in ("SUBSCRIBE", "UNSUBSCRIBE") else protocol_error
+    return refuse(f"{packet}: property 0x{identifier:02x} does not belong here")
+
+
 def _keep(found: Properties, identifier: int, value: Any, packet: Packet) -> None:
+    if identifier == SUBSCRIPTION_IDENTIFIER and value == 0 and packet == "SUBSCRIBE":
+        raise malformed("SUBSCRIBE: subscription identifier 0")
     if identifier in NOT_ZERO and value == 0:
         raise protocol_error(f"{packet}: property 0x{identifier:02x} is 0")
     if identifier == TOPIC_ALIAS and value == 0:
@@ -160,10 +173,7 @@ def _read(kind: _Kind, data: bytes, at: int, packet: Packet, identifier: int) ->
     if kind == "varint":
         return read_varint(data, at, packet)
     field, at = read_binary(data, at, packet)
-    if kind == "binary":
-        return field, at
-    if kind == "topic":
-        _check_response_topic(field, packet)
+    if kind in ("binary", "topic"):
         return field, at
     text = check_text(field, packet)
     if kind == "text":
@@ -176,8 +186,8 @@ def _check_response_topic(topic: bytes, packet: Packet) -> None:
     try:
         check_name(topic, packet)
     except PacketRefused as exc:
-        if b"+" in topic or b"#" in topic:
-            raise protocol_error(f"{packet}: a response topic with a wildcard") from exc
+        if not topic or b"+" in topic or b"#" in topic:
+            raise protocol_error(f"{packet}: a response topic that is empty or has a wildcard") from exc
         raise
 
 

@@ -58,13 +58,15 @@ CONNACK_3 = {
 
 
 class PacketRefused(DataError):
-    """A packet that breaks the protocol. `reason` goes into the CONNACK or DISCONNECT of MQTT 5."""
+    """A packet that breaks the protocol. `reason` goes into the CONNACK or DISCONNECT of MQTT 5, unless it is `quiet`: then
+    the connection is closed without a word, as section 4.13 allows."""
 
     code = "mqtt.refused"
 
-    def __init__(self, reason: int, message: str, *, hint: str = "", version: int = 0) -> None:
+    def __init__(self, reason: int, message: str, *, hint: str = "", version: int = 0, quiet: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
+        self.quiet = quiet
         self.version = version  # of a CONNECT that could be read so far; 0 where that is not known
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from headrace.wire.mqtt.reasons import malformed
+from headrace.wire.mqtt.reasons import malformed, protocol_error
 
 SHARE = b"$share/"
 LEVELS_MAX = 200
@@ -61,18 +61,19 @@ def parse_filter(topic_filter: bytes, where: str = "SUBSCRIBE") -> Filter:
     if not topic_filter:
         raise malformed(f"{where}: an empty filter")
     check_text(topic_filter, where)
-    group = b""
-    if topic_filter.startswith(SHARE) or topic_filter == b"$share":
-        _, _, rest = topic_filter.partition(b"/")
-        group, slash, topic_filter = rest.partition(b"/")
-        if not group or not slash or not topic_filter or b"+" in group or b"#" in group:
-            raise malformed(f"{where}: a shared subscription is $share/NAME/FILTER")
     levels = topic_filter.split(b"/")
     for index, level in enumerate(levels):
         if (b"+" in level or b"#" in level) and len(level) > 1:
             raise malformed(f"{where}: a wildcard beside other characters")
         if level == b"#" and index < len(levels) - 1:
             raise malformed(f"{where}: # before the last level")
+    group = b""
+    if topic_filter.startswith(SHARE) or topic_filter == b"$share":
+        _, _, rest = topic_filter.partition(b"/")
+        group, slash, topic_filter = rest.partition(b"/")
+        if not group or not slash or not topic_filter or b"+" in group or b"#" in group:
+            raise protocol_error(f"{where}: a shared subscription is $share/NAME/FILTER")
+        levels = levels[2:]
     return Filter(group, tuple(levels))
 
 
