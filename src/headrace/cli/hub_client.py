@@ -18,13 +18,14 @@ from headrace.assembly.hub_info import hub_info
 from headrace.core.clock import TICKS_PER_S
 from headrace.core.config import Project
 from headrace.core.errors import Conflict, HeadraceError, NotFound, Unavailable, UserError
-from headrace.devices.policies import OWNER
 from headrace.wire.iothub import sas
 
 API_VERSION = "2021-04-12"
 TOKEN_S = 600
 TIMEOUT_S = 30.0
 METHOD_MARGIN_S = 15.0
+SERVICE = "service"
+"""The policy that may connect as a service, and neither read nor write the registry."""
 
 
 class HubClient:
@@ -127,8 +128,9 @@ def error_of(answer: httpx.Response) -> HeadraceError:
 
 
 @contextlib.asynccontextmanager
-async def hub_client(project: Project, *, policy: str = OWNER) -> AsyncIterator[HubClient]:
-    """A client of the project's running hub. Raises Unavailable when it is not up."""
+async def hub_client(project: Project, *, policy: str = SERVICE) -> AsyncIterator[HubClient]:
+    """A client of the project's running hub, with the rights of `policy`: that of services may do all that HubClient has
+    names for. Raises Unavailable when the hub is not up."""
     platform = assembly.Platform(project)
     try:
         info = await hub_info(platform)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 import ssl
 import sys
 from collections import deque
@@ -31,6 +32,8 @@ CONNECT_TIMEOUT_S = 30.0
 DRAIN_S = 10.0
 PER_ADDRESS_MAX = 25_000
 """Connections from one source address: the system has about 28,000 ports for each."""
+IP_BIND_ADDRESS_NO_PORT = 24
+"""Of Linux; Python has no name for it before 3.12."""
 BUCKETS_PER_DECADE = 60
 _EDGES: npt.NDArray[np.float64] = 10.0 ** (
     np.arange(-5 * BUCKETS_PER_DECADE, 3 * BUCKETS_PER_DECADE + 1) / BUCKETS_PER_DECADE
@@ -85,6 +88,21 @@ def body_of(size_bytes: int, number: int) -> bytes:
     """A JSON reading of `size_bytes` (80 at least)."""
     start = b'{"machineId":"bench-%05d","temperature":61.25,"vibration":0.421,"note":"' % number
     return start + b"x" * max(0, size_bytes - len(start) - 2) + b'"}'
+
+
+async def _dialled(source: str, port: int) -> socket.socket:
+    """A connection over loopback from an address of it. The system chooses the port as it connects, knowing where to: of ten
+    thousand that is a search through few; a port chosen before must differ from all that the address has in use."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        made.bind((source, 0))
+        await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", port))
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 class _Link(asyncio.Protocol):
@@ -239,15 +257,18 @@ class _Run:
 
         async def one(number: int, device: LoadDevice) -> None:
             link = _Link(self, device, body_of(plan.body_bytes, number))
-            source = (f"127.0.0.{plan.first_address + number // PER_ADDRESS_MAX}", 0) if local else None
             async with room:
                 try:
                     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                        host = "127.0.0.1" if local else plan.host
                         name = plan.host if context else None
-                        await loop.create_connection(
-                            lambda: link, host, plan.port, ssl=context, server_hostname=name, local_addr=source
-                        )
+                        if local:
+                            source = f"127.0.0.{plan.first_address + number // PER_ADDRESS_MAX}"
+                            dialled = await _dialled(source, plan.port)
+                            await loop.create_connection(lambda: link, sock=dialled, ssl=context, server_hostname=name)
+                        else:
+                            await loop.create_connection(
+                                lambda: link, plan.host, plan.port, ssl=context, server_hostname=name
+                            )
                         let_in = await link.done
                 except (OSError, TimeoutError):
                     let_in = False

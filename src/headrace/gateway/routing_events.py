@@ -31,6 +31,7 @@ BATCH_MAX = 2000
 LINGER_S = 0.02
 RETRY_S = 1.0
 FLUSH_TRIES = 3
+LIFE: Source = "DeviceLifecycleEvents"
 SCHEMAS: dict[Source, str] = {
     "TwinChangeEvents": "twinChangeNotification",
     "DeviceLifecycleEvents": "deviceLifecycleNotification",
@@ -90,6 +91,8 @@ class HubEvents:
         self._tell("DeviceConnectionStateEvents", arrival.identity, kind, body)
 
     def device_changed(self, id: str, device: Device | None) -> None:
+        if not self._routing.of(LIFE):  # of 50,000 imported devices nobody wants documents
+            return
         if device is None:
             self._life(Identity(id), "deleteDeviceIdentity", {"deviceId": id})
         elif not device.updated:  # never changed: it is new
@@ -133,7 +136,7 @@ class HubEvents:
 
     def _life(self, identity: Identity, kind: str, body: dict[str, Any]) -> None:
         if self._first:
-            self._tell("DeviceLifecycleEvents", identity, kind, body)
+            self._tell(LIFE, identity, kind, body)
 
     def _tell(
         self, source: Source, identity: Identity, kind: str, body: dict[str, Any], twin: Twin | None = None

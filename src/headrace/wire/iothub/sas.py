@@ -12,7 +12,7 @@ import hashlib
 import hmac
 from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from headrace.core.errors import UserError
 
@@ -62,7 +62,7 @@ def parse(text: str) -> Token:
     if not (expiry.isascii() and expiry.isdigit() and len(expiry) <= 15):
         raise _malformed("se is not a number of seconds")
     try:
-        signature = base64.b64decode(unquote(fields["sig"]), validate=True)
+        signature = base64.b64decode(unquote_to_bytes(fields["sig"]), validate=True)
     except (binascii.Error, ValueError) as exc:
         raise _malformed("sig is not base64") from exc
     policy = unquote(fields["skn"]) if fields.get("skn") else None
