@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LOCK = HERE / "azure-device.lock"
 HUB_LOCK = HERE / "azure-hub.lock"
+PROVISIONING_LOCK = HERE / "azure-provisioning.lock"
 INSTALL_TIMEOUT_S = 300
 
 
@@ -56,3 +57,9 @@ def azure_python() -> Path:
 def azure_hub_python() -> Path:
     """The Python that has azure-iot-hub and azure-iot-device. It is another one because uamqp has wheels for few platforms."""
     return _environment(ROOT / ".venv-azure-hub", HUB_LOCK)
+
+
+@pytest.fixture(scope="session")
+def azure_provisioning_python() -> Path:
+    """The Python that has azure-iothub-provisioningserviceclient."""
+    return _environment(ROOT / ".venv-azure-provisioning", PROVISIONING_LOCK)

@@ -140,3 +140,21 @@ async def test_the_official_client_is_told_that_it_may_not_register(azure_python
     for code, output in await asyncio.gather(*(ran(azure_python, "azure_provisioning.py", each) for each in wrong)):
         assert (code, output) == (3, "credential error\n")
     assert await plant.bodies() == []
+
+
+async def test_the_official_service_client_manages_enrolments(
+    azure_provisioning_python: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await ServiceIdentities(plant.docs, os.urandom).get()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(plant.authority.ca_path))
+    text = f"HostName={HOST}:{plant.ports.https_port};SharedAccessKeyName={service.policy};SharedAccessKey={service.primary_key}"
+    code, output = await ran(azure_provisioning_python, "azure_provisioning_service.py", text)
+    assert code == 0, output
+    said = json.loads(output)
+    assert said["made"] == ["press-7", "dev-7", "enabled", {"line": 4}]
+    assert (said["hidden"], said["changed"], said["key"]) == (None, "disabled", True)
+    assert (said["group"], said["bulk"]) == ("symmetricKey", True)
+    assert said["pages"] == [["b-0", "b-1"], ["b-2", "b-3"], ["b-4", "press-7"]]
+    assert "412" in said["stale"]
+    assert "404" in said["unregistered"]
+    assert "404" in said["gone"]
