@@ -22,6 +22,7 @@ MODULES = {
     "device": "device",
     "enrolment": "enrolment",
     "hub": "hub",
+    "broker": "broker",
     "simulate": "simulate",
     "replay": "replay",
     "query": "query",
