@@ -105,7 +105,7 @@ def test_a_job_with_wrong_sql_says_where_and_stops_nothing_else(chain: Chain) ->
     assert jobs["broken"]["state"] == "failed"
     assert "line 2" in jobs["broken"]["error"]
     assert jobs["machines"]["state"] == "running"
-    assert status["healthy"] is True
+    assert {part["state"] for part in status["parts"]} == {"ready"}
 
 
 def test_an_unknown_setting_stops_up_and_names_the_nearest(tmp_path: Path) -> None:

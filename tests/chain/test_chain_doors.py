@@ -8,11 +8,11 @@ from urllib.parse import urlencode
 from chain_parts import FEED_S, PERIOD_S, Chain, eventually, get
 
 
-def test_status_is_healthy_and_names_every_part(chain: Chain) -> None:
+def test_status_names_every_part_and_is_unhealthy_for_the_one_broken_job(chain: Chain) -> None:
     done = chain.headrace("status", "--json")
     told = json.loads(done.stdout)
-    assert done.returncode == 0
-    assert told["healthy"] is True
+    assert done.returncode == 1
+    assert told["healthy"] is False
     parts = {part["part"]: part["state"] for part in told["parts"]}
     assert {"supervisor", "gateway", "jobs", "alerts", "function:lake", "function:entities", "web"} <= parts.keys()
     assert set(parts.values()) == {"ready"}
