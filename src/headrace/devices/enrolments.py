@@ -241,7 +241,9 @@ def _missing(kind: Kind, id: str) -> NotFound:
 
 
 def _exists(there: Enrolled) -> Conflict:
-    return Conflict(f"{there.label} exists", hint="delete it first, or change it with If-Match", code="enrolment.exists")
+    return Conflict(
+        f"{there.label} exists", hint="delete it first, or change it with If-Match", code="enrolment.exists"
+    )
 
 
 def _stale(kind: Kind, id: str) -> Conflict:
