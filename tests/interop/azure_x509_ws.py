@@ -1,6 +1,7 @@
 """Run by the SDK's own Python: azure-iot-device with a certificate over TCP, or over WebSockets.
 
-Argument: JSON {how: tcp|ws, ca (PEM), host, device, mqtt, https, count, connection_string | certificate + key}. The SDK's ports 8883
+Argument: JSON {how: tcp|ws, ca (PEM), host, device, mqtt, https, count, connection_string | certificate + key}. The
+SDK's ports 8883
 and 443 are literals, so getaddrinfo answers with the hub's own; names, SNI and tokens stay as they are.
 """
 
