@@ -105,10 +105,9 @@ class HttpDoor:
         headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
         admitted = await self._admit(identity, dict(headers).get("authorization", ""), shown_in(scope))
         limited_s = self._limits.telemetry.per_s
-        if (
-            self._ingress.full and limited_s and not self._ingress.trouble
-        ):  # the log would take more, the limit does not
-            raise self._throttled(Over("messages_per_s", limited_s, self._ingress.pending_rows / limited_s))
+        limited = self._ingress.full or self._ingress.limited_s > THROTTLE_S
+        if limited and limited_s and not self._ingress.trouble:  # the log would take more, the limit does not
+            raise self._throttled(Over("messages_per_s", limited_s, self._ingress.limited_s))
         if self._ingress.full or self._ingress.trouble:
             raise Denied(503, "unavailable", "the event log takes no events at the moment", "send it again later")
         if over := self._limits.telemetry_over(identity.device, patience_s=THROTTLE_S):

@@ -25,6 +25,7 @@ from headrace.core.schema import EventBatch, event_batch
 from headrace.devices.model import Device
 from headrace.eventlog.contract import EventLog
 from headrace.gateway.limits import RateLimit
+from headrace.gateway.limits_fair import FairQueue
 from headrace.gateway.refusals import Refusals
 from headrace.gateway.routing import Router
 from headrace.gateway.streams import NOT_ALLOWED, SET_ASIDE, STREAM, DeviceStreams
@@ -36,7 +37,8 @@ SET_ASIDE_BODY_BYTES = 65_536
 SET_ASIDE_WAITING_MAX = 500
 PENDING_BYTES_MAX = 128 * 1024 * 1024
 PENDING_BATCHES_MAX = 20
-LIMITED_BATCH_S, LIMITED_WAIT_S = 0.1, 2.0
+LIMITED_BATCH_S, LIMITED_WAIT_S = 0.1, 20.0
+LIMITED_ROWS_MAX = 100_000
 RETRY_S, RETRY_MAX_S = 0.05, 2.0
 
 log = structlog.get_logger()
@@ -115,16 +117,18 @@ class Ingress:
         self._interval_s = interval_s
         self._batch_rows_max = batch_rows_max
         self._rows_max = batch_rows_max * PENDING_BATCHES_MAX
-        if limit.per_s:  # what waits for the limit's sake is told late, so little of it may wait
+        self._fair: FairQueue | None = None
+        if limit.per_s:  # small batches, so that a turn comes soon; and what may wait is worth a while, not more
             self._batch_rows_max = max(1, min(batch_rows_max, int(limit.per_s * LIMITED_BATCH_S)))
-            self._rows_max = max(1, min(self._rows_max, int(limit.per_s * LIMITED_WAIT_S)))
+            self._rows_max = max(1, min(LIMITED_ROWS_MAX, int(limit.per_s * LIMITED_WAIT_S)))
+            self._fair = FairQueue(self._rows_max)
         self._bytes_max = pending_bytes_max
         self._producer = (
             f"gateway-{ids.take()}-{clock.now():x}"  # never that of an earlier process: its epochs are done
         )
         self._epoch = 0
         self._reader = BagReader()
-        self._pieces: deque[Piece] = deque()
+        self._pieces: deque[Piece] | FairQueue = self._fair if self._fair is not None else deque()
         self._waiting_rows = 0  # not yet taken into a batch
         self._rejects: deque[Reject] = deque()
         self._pending_rows = 0  # not yet durable
@@ -149,6 +153,19 @@ class Ingress:
     @property
     def pending_rows(self) -> int:
         return self._pending_rows
+
+    @property
+    def limited_s(self) -> float:
+        """How many seconds of the hub's limit what waits now is worth."""
+        return self._pending_rows / self._limit.per_s if self._limit.per_s else 0.0
+
+    def crowded(self, sender: Sender, share: float = 1.0) -> bool:
+        """Whether a sender has more waiting for the hub's limit than its share (or that part of it), and should not be read."""
+        return self._fair is not None and self._fair.crowded(sender, share)
+
+    def waits(self, sender: Sender) -> bool:
+        """Whether something of a sender waits for the hub's limit."""
+        return self._fair is not None and self._fair.waits(sender)
 
     def warm(self) -> None:
         """Build a batch nobody sees: the first one makes pyarrow import pandas, seconds that no device should wait for."""
@@ -213,12 +230,15 @@ class Ingress:
                 return
 
     def _take(self) -> list[Piece]:
-        taken: list[Piece] = []
-        rows = 0
-        while self._pieces and rows < self._batch_rows_max:
-            piece = self._pieces.popleft()
-            rows += len(piece.frames)
-            taken.append(piece)
+        if isinstance(self._pieces, FairQueue):
+            taken = self._pieces.take(self._batch_rows_max)
+            rows = sum(len(piece.frames) for piece in taken)
+        else:
+            taken, rows = [], 0
+            while self._pieces and rows < self._batch_rows_max:
+                piece = self._pieces.popleft()
+                rows += len(piece.frames)
+                taken.append(piece)
         self._waiting_rows -= rows
         if self._waiting_rows < self._batch_rows_max and not self._closing:
             self._enough.clear()

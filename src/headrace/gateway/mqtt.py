@@ -50,6 +50,7 @@ SWEEP_S = 1.0
 BEAT_S = 60.0
 SAVE_TIMEOUT_S = 8.0  # SDKs wait ten seconds for a SUBACK
 LEARNING = "learning"  # the hold of a connection whose device is being looked for
+SHARE = "share"  # the hold of a connection that has its share of the hub's limit waiting
 TAKEOVER, DISCONNECT = "mqtt.takeover", "mqtt.disconnect"
 TAKEN_ELSEWHERE = "taken_over_elsewhere"
 OVER_LIMIT_MAX = 500
@@ -221,6 +222,8 @@ class MqttDoor:
     def _resume_all(self) -> None:
         log.info("gateway.resumed", pending=self.ingress.pending_rows)
         for connection in list(self.connections):
+            if self.ingress.waits(connection):  # first those of whom nothing waits
+                connection.hold(SHARE)
             connection.go_on("ingress")
 
 
@@ -331,6 +334,8 @@ class MqttConnection(asyncio.Protocol):
             packet_ids = [packet_id for packet_id in packet_ids if packet_id]
         if packet_ids:
             self._write(codec.encode_pubacks(packet_ids))
+        if SHARE in self._holds and not self._door.ingress.crowded(self, 0.5):
+            self.go_on(SHARE)
 
     def due(self, now: float, utc_s: float) -> bool:
         """Whether time may ask for something: nearly never, and ten thousand connections are asked every second."""
@@ -543,9 +548,12 @@ class MqttConnection(asyncio.Protocol):
                 self._shaper.add(piece)
 
     def _hand_over(self, piece: Piece) -> None:
-        self._door.ingress.add(piece)
-        if self._door.ingress.full:
+        ingress = self._door.ingress
+        ingress.add(piece)
+        if ingress.full:
             self.hold("ingress")
+        elif ingress.crowded(self):
+            self.hold(SHARE)
 
     def _checked(self, frames: list[Frame], origin: Origin) -> list[Frame]:
         """The telemetry among frames, up to the first that may not pass; for that one the connection is closed."""
