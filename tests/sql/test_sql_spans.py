@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from sql_events import START, at, log_events
 
 from headrace.core.clock import TICKS_PER_S
 from headrace.sql.compile import compile_script
+from headrace.sql.operators.spans import changes
 from headrace.sql.run import Policies, Run
 
 Row = dict[str, Any]
@@ -72,6 +74,26 @@ def test_a_sliding_window_reports_every_change_of_its_group(seed: int) -> None:
     got = [(row["k"], row["t"].ticks, row["s"]) for row in everywhere(script, {"r": events})]
     assert len(got) == len(want)
     assert set(got) == want
+
+
+@pytest.mark.parametrize("unit", [1, 1 << 50])  # times that fit into one number with an id, and times that do not
+@pytest.mark.parametrize("seed", SEEDS)
+def test_changes_name_each_instant_once_with_the_rows_of_its_window(seed: int, unit: int) -> None:
+    rng = random.Random(seed)
+    size, emitted = 6 * unit, 20 * unit
+    mark = emitted + rng.randrange(1, 12) * unit
+    rows = sorted((rng.randrange(0, 2000, 300), rng.randrange(emitted - size, mark, unit) + unit) for _ in range(40))
+    come = [time > emitted for _, time in rows]
+    go = [time <= mark - size for _, time in rows]
+    want = []
+    instants = {row for row, some in zip(rows, come, strict=True) if some}
+    instants |= {(key, time + size) for (key, time), some in zip(rows, go, strict=True) if some}
+    for key, end in sorted(instants):
+        low, high = ((key, time) for time in (end - size, end))
+        want.append((key, end, sum(row <= low for row in rows), sum(row <= high for row in rows)))
+    ids, times = np.array(rows).T
+    got = changes(ids, times, size, np.array(come), np.array(go))
+    assert list(zip(*(part.tolist() for part in got), strict=True)) == want
 
 
 @pytest.mark.parametrize("seed", SEEDS)

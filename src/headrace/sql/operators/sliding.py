@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.core.flow import MIN_WATERMARK, Watermark
-from headrace.sql.arrays import numbered, pair_order, sorted_pairs, stable_order
+from headrace.sql.arrays import numbered, pair_order, stable_order
 from headrace.sql.keys import Key
 from headrace.sql.operators.grouped import Closed, Make
 from headrace.sql.operators.held import Held, Some
-from headrace.sql.operators.spans import aggregate_spans, count_upto
+from headrace.sql.operators.spans import aggregate_spans, changes
 from headrace.sql.tree import Window
 from headrace.sql.values import Column, Ints
 
@@ -56,35 +56,33 @@ class Sliding:
         come = slice(*np.searchsorted(held.times, [self.emitted, mark], side="right"))
         go = slice(*np.searchsorted(held.times, [before, mark - self.size], side="right"))
         room = self.held.ids.room
-        ids, ends = sorted_pairs(
-            np.concatenate([held.ids[come], held.ids[go]]),
-            np.concatenate([held.times[come], held.times[go] + self.size]),
-        )
-        if not len(ids):
+        if come.start == come.stop and go.start == go.stop:
             return None
         seen = slice(go.start, come.stop)
         changed = np.zeros(room, np.bool_)
-        changed[ids] = True
+        changed[held.ids[come]] = changed[held.ids[go]] = True
         if 2 * np.count_nonzero(changed) < len(self.held.ids):  # leave the groups out that did not change
             members = go.start + np.flatnonzero(changed[held.ids[seen]])
             members = members[stable_order(held.ids[members], room)]
         else:
             members = stable_order(held.ids[seen], room)
             members += go.start
-        member_ids, member_times = held.ids[members], held.times[members]
-        high = count_upto(member_ids, member_times, ids, ends)
-        low = count_upto(member_ids, member_times, ids, ends - self.size)
+        ids, ends, low, high = changes(
+            held.ids[members], held.times[members], self.size, members >= come.start, members < go.stop
+        )
         some = np.flatnonzero(high > low)
         if not len(some):
             return None
-        # By end; at one instant the group whose oldest event came first.
-        some = some[pair_order(ends[some], members[low[some]])]
+        if len(some) < len(ids):
+            ids, ends, low, high = ids[some], ends[some], low[some], high[some]
         args, columns = [], iter(held.columns)
         for count in self.shape:
             args.append([next(columns) for _ in range(count)])
-        results = aggregate_spans(self.make, args, members, low[some], high[some])
-        codes, groups = numbered(ids[some], room)
-        return Closed(ends[some], self.held.ids.keys(groups), results, codes)
+        results = aggregate_spans(self.make, args, members, low, high)
+        # By end; at one instant the group whose oldest event came first.
+        order = pair_order(ends, members[low])
+        codes, groups = numbered(ids[order], room)
+        return Closed(ends[order], self.held.ids.keys(groups), [column.take(order) for column in results], codes)
 
     def rows(self) -> int:
         return len(self.held)

@@ -13,8 +13,8 @@ import numpy as np
 
 from headrace.sql import values
 from headrace.sql.aggregate import Accumulator
-from headrace.sql.arrays import expand
-from headrace.sql.values import Column, Ints
+from headrace.sql.arrays import expand, sorted_pairs
+from headrace.sql.values import Bools, Column, Ints
 
 _PAIRS_MAX = 1 << 20
 
@@ -42,6 +42,35 @@ def count_upto(codes: Ints, times: Ints, at_codes: Ints, at_times: Ints) -> Ints
     out = np.empty(len(code), np.int64)
     out[order] = counts
     return out[have:]
+
+
+def changes(ids: Ints, times: Ints, size: int, come: Bools, go: Bools) -> tuple[Ints, Ints, Ints, Ints]:
+    """For rows sorted by id and time: the distinct instants at which rows that `come` arrive, or rows that `go` leave `size`
+    later. For each, in order: its id, the instant, and the rows [low, high) of that id that then lie in the last `size`.
+
+    `come` are the last rows of every id, `go` the first, and no row that stays would have left by the last instant.
+    """
+    if not len(ids):
+        return ids, times, ids, ids
+    least, most = int(times.min()), int(times.max())
+    length = most - least + size + 1
+    if length * (int(ids[-1]) + 1) >= 1 << 60:
+        at, ends = sorted_pairs(np.concatenate([ids[come], ids[go]]), np.concatenate([times[come], times[go] + size]))
+        return at, ends, count_upto(ids, times, at, ends - size), count_upto(ids, times, at, ends)
+    # Arrivals and departures are two sorted runs, which a stable sort merges. Each number is the row's place in
+    # (id, time), then whether it is a departure (2), then whether something changes (1).
+    own = ids * length + (times - least)
+    merged = np.sort(np.concatenate([own * 4 + come, (own[go] + size) * 4 + 3]), kind="stable")
+    place = merged >> 2
+    last = np.append(place[1:] != place[:-1], True)
+    at = np.flatnonzero(last & (merged & 1).astype(np.bool_))
+    arrived = np.cumsum(merged & 2 == 0)[at]
+    left = at + 1 - arrived
+    place = place[at]
+    found = place // length
+    rows, gone = np.bincount(ids), np.bincount(ids[go], minlength=int(ids[-1]) + 1)
+    before = np.cumsum(rows - gone) - (rows - gone)  # rows of ids below that do not leave
+    return found, place - found * length + least, left + before[found], arrived
 
 
 def aggregate_spans(
