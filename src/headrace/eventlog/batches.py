@@ -6,7 +6,7 @@ That is why reading never sorts: a position is a prefix of that sequence, even w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ from headrace.eventlog.contract import Positions, Slice
 
 STORED_SCHEMA = EVENT_SCHEMA.remove(EVENT_SCHEMA.get_field_index("_enqueued"))
 """What a batch keeps per row. Stamp, partition and offset follow from its place."""
+
+_STORED_NAMES = STORED_SCHEMA.names
+_LOG_NAMES = LOG_SCHEMA.names
 
 NEVER = (1 << 63) - 1
 """A position that no row reaches: leaves a partition out of a cut."""
@@ -57,7 +60,7 @@ def partitioned(batch: EventBatch, partitions: int) -> Partitioned:
             hint="build it with headrace.core.schema.event_batch",
             code="eventlog.schema",
         )
-    rows = batch.select(STORED_SCHEMA.names)
+    rows = batch.select(_STORED_NAMES)
     if any(rows.column(index).null_count for index in REQUIRED):
         names = [STORED_SCHEMA.names[index] for index in REQUIRED if rows.column(index).null_count]
         raise UserError(f"null values in {', '.join(names)}", hint="give every row a value", code="eventlog.schema")
@@ -108,6 +111,7 @@ class Cut:
         self.rows = 0
         self.frontier = 0
         self._until = until or (NEVER,) * len(positions)
+        self._bounded = until is not None
         self._rows_max = rows_max
         self._bytes = 0
         self._pieces: list[pa.RecordBatch] = []
@@ -121,17 +125,16 @@ class Cut:
 
     def _take_whole(self, batch: Stored) -> bool:
         """Take a batch that fits as it is, which nearly all do; False when it does not."""
-        rows, ends = batch.rows.num_rows, batch.ends
+        at, starts, rows, ends = batch.enqueued, batch.starts, batch.rows.num_rows, batch.ends
         if (
             rows != sum(batch.counts)
             or self.rows + rows > self._rows_max
-            or any(map(int.__lt__, batch.starts, self.positions))
-            or any(map(int.__gt__, ends, self._until))
+            or any(map(int.__lt__, starts, self.positions))
+            or (self._bounded and any(map(int.__gt__, ends, self._until)))
         ):
             return False
         if rows:
-            places = zip(batch.starts, batch.counts, strict=True)
-            self._runs += [(p, start, count, batch.enqueued) for p, (start, count) in enumerate(places) if count]
+            self._runs += [(p, starts[p], count, at) for p, count in enumerate(batch.counts) if count]
             self._add(batch.rows, batch.size)
             self.positions = list(ends)
         return True
@@ -153,7 +156,7 @@ class Cut:
     @property
     def done(self) -> bool:
         """Whether `until` has been reached."""
-        return all(map(int.__ge__, self.positions, self._until))
+        return self._bounded and all(map(int.__ge__, self.positions, self._until))
 
     def _add(self, rows: pa.RecordBatch, size: int) -> None:
         self._bytes += size
@@ -165,10 +168,8 @@ class Cut:
 
     def batch(self, columns: Sequence[str] | None = None) -> EventBatch:
         """The rows gathered, concatenated once: LOG_SCHEMA, or those of its columns that were asked for."""
-        names = LOG_SCHEMA.names if columns is None else _known(columns)
-        kept = [name for name in STORED_SCHEMA.names if name in names]
-        table = pa.Table.from_batches(self._pieces, STORED_SCHEMA).select(kept).combine_chunks()
-        gathered = {name: _only_chunk(column) for name, column in zip(kept, table.columns, strict=True)}
+        names: Collection[str] = _LOG_NAMES if columns is None else _known(columns)
+        gathered = self._gathered() if columns is None else self._gathered_of(names)
         runs = np.array(self._runs, dtype=np.int64).reshape(-1, 4)
         counts = runs[:, 2]
         if "_enqueued" in names:
@@ -178,8 +179,21 @@ class Cut:
         if "_offset" in names:
             before = np.cumsum(counts) - counts
             gathered["_offset"] = _array(np.arange(self.rows) + np.repeat(runs[:, 1] - before, counts))
-        schema = pa.schema([field for field in LOG_SCHEMA if field.name in names])
-        return pa.RecordBatch.from_arrays([gathered[name] for name in schema.names], schema=schema)
+        schema = LOG_SCHEMA if columns is None else pa.schema([field for field in LOG_SCHEMA if field.name in names])
+        return pa.RecordBatch.from_arrays([gathered[name] for name in _LOG_NAMES if name in names], schema=schema)
+
+    def _gathered(self) -> dict[str, pa.Array]:
+        """All that is stored, a column an array."""
+        if not self._pieces:
+            return self._gathered_of(_STORED_NAMES)
+        rows = self._pieces[0] if len(self._pieces) == 1 else pa.concat_batches(self._pieces)
+        return dict(zip(_STORED_NAMES, rows.columns, strict=True))
+
+    def _gathered_of(self, names: Collection[str]) -> dict[str, pa.Array]:
+        """Some of the stored columns."""
+        kept = [name for name in _STORED_NAMES if name in names]
+        table = pa.Table.from_batches(self._pieces, STORED_SCHEMA).select(kept).combine_chunks()
+        return {name: _only_chunk(column) for name, column in zip(kept, table.columns, strict=True)}
 
 
 def _array(values: np.ndarray[Any, np.dtype[Any]]) -> pa.Array:

@@ -54,9 +54,24 @@ def place(connection: sqlite3.Connection, seq: int) -> Place:
     return _placed(connection.execute(f"{_PLACE} WHERE seq = ?", (seq,)).fetchone())
 
 
-def places(connection: sqlite3.Connection, seq: int) -> Iterator[Place]:
-    """The batches from `seq` on."""
-    return map(_placed, connection.execute(f"{_PLACE} WHERE seq >= ? ORDER BY seq", (seq,)))
+def places(connection: sqlite3.Connection, seq: int) -> Iterator[tuple[Place, None]]:
+    """The batches from `seq` on, their rows to be asked for with `data`."""
+    found = connection.execute(f"{_PLACE} WHERE seq >= ? ORDER BY seq", (seq,))
+    return ((_placed(row), None) for row in found)
+
+
+def stored(connection: sqlite3.Connection, seq: int) -> Iterator[tuple[Place, bytes]]:
+    """The batches from `seq` on, each with its rows as they are stored."""
+    found = connection.execute(
+        "SELECT seq, enqueued, starts, counts, data FROM batches WHERE seq >= ? ORDER BY seq", (seq,)
+    )
+    return ((_placed(row[:4]), row[4]) for row in found)
+
+
+def data(connection: sqlite3.Connection, seq: int) -> bytes:
+    """The rows of a batch as they are stored."""
+    found: bytes = connection.execute("SELECT data FROM batches WHERE seq = ?", (seq,)).fetchone()[0]
+    return found
 
 
 def first(connection: sqlite3.Connection, last: int, condition: Callable[[Place], bool]) -> Place | None:

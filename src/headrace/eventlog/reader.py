@@ -108,9 +108,11 @@ class StreamReader:
         if not seq:
             found = lookup.first(connection, head.seq, lookup.past(start))
             seq = found.seq if found else head.seq + 1
-        for place in lookup.places(connection, seq):
+        # Who goes on where nobody read before has each batch in one look-up; others find most of the rows decoded.
+        fresh = seq not in self._decoded
+        for place, data in lookup.stored(connection, seq) if fresh else lookup.places(connection, seq):
             wanted = any(map(int.__gt__, place.ends, cut.positions)) and any(place.counts)
-            rows, size = self._rows(connection, place.seq) if wanted else (NO_ROWS, 0)
+            rows, size = self._rows(connection, place.seq, data) if wanted else (NO_ROWS, 0)
             seq = place.seq
             if cut.take(Stored(place.enqueued, place.starts, place.counts, rows, size)):
                 break
@@ -119,13 +121,14 @@ class StreamReader:
             if len(self._hints) > _HINTS:
                 self._hints.popitem(last=False)
 
-    def _rows(self, connection: sqlite3.Connection, seq: int) -> tuple[pa.RecordBatch, int]:
+    def _rows(self, connection: sqlite3.Connection, seq: int, data: bytes | None) -> tuple[pa.RecordBatch, int]:
         """The rows of a batch and their size in bytes, decoded once for all who read at about the same place."""
         with self._lock:
             known = self._decoded.get(seq)
         if known is not None:
             return known
-        data = connection.execute("SELECT data FROM batches WHERE seq = ?", (seq,)).fetchone()[0]
+        if data is None:
+            data = lookup.data(connection, seq)
         try:
             found = decode(data), size_of(data)
         except (ValueError, OSError) as exc:
