@@ -23,7 +23,7 @@ from headrace.eventlog.checkpoint import passive
 from headrace.eventlog.codec import encode, pack, unpack
 from headrace.eventlog.contract import Appended, LogFull, Positions
 from headrace.eventlog.recent import Keys, Mask, RecentIds, resendable
-from headrace.eventlog.storage import PAGE_BYTES, open_stream, translated
+from headrace.eventlog.storage import PAGE_BYTES, begin, open_stream, translated
 
 _CATCH_UP_BATCHES = 1000  # whose ids go into the index as one run
 _COMMIT_BYTES = 3 * PAGE_BYTES  # of every transaction, however small: the head, the last page of batches, one above it
@@ -73,6 +73,7 @@ class StreamWriter:
         self._committed = committed
         self._connection = open_stream(path, partitions)
         self._partitions = len(lookup.head(self._connection).next)
+        self._page_bytes = int(self._connection.execute("PRAGMA page_size").fetchone()[0])
         self._recent: RecentIds | None = None
         self._known_seq = 0  # up to here `_recent` has the ids
         self._index_ahead = False  # whether it also has some of the transaction that runs
@@ -116,7 +117,7 @@ class StreamWriter:
             return exc
 
     def _transact(self, prepared: list[_Prepared | HeadraceError]) -> list[Appended | HeadraceError]:
-        self._connection.execute("BEGIN IMMEDIATE")
+        begin(self._connection)
         before = head = lookup.head(self._connection)
         room = self._room()
         if _has_keys(prepared):
@@ -209,11 +210,10 @@ class StreamWriter:
 
     def _room(self) -> int:
         """Bytes that may still be stored."""
-        pages, free, size = (
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
+        pages, free = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count")
         )
-        return self._size_bytes_max - int((pages - free) * size)
+        return self._size_bytes_max - int((pages - free) * self._page_bytes)
 
     def _full(self, room: int, size: int) -> LogFull:
         held = self._size_bytes_max - room

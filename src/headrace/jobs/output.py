@@ -21,6 +21,7 @@ from headrace.sql.values import DATETIME, TEXT, Column, plain
 _DEVICE = ("deviceId", "device_id", "device", "machineId", "machine_id")
 _ENTITY = ("entityId", "entity_id", "machineId", "machine_id")
 _SITE = ("factory", "site")
+_NAMES = EVENT_SCHEMA.names
 _UNSTAMPED = pa.scalar(0, pa.int64())
 
 
@@ -42,19 +43,20 @@ def output_events(pieces: Sequence[OutputRows], *, producer: str, epoch: int) ->
 
 def _events(piece: OutputRows, prefix: str, first: int) -> EventBatch:
     rows, origin = piece.rows, piece.data.origin
-    device = _filled(_named(piece, _DEVICE), origin, "_device")
-    entity = _first_of(_named(piece, _ENTITY), device)
+    found = _Found(piece)
+    device = _filled(found.first(_DEVICE), origin, "_device")
+    entity = _first_of(found.first(_ENTITY), device)
     columns: dict[str, pa.Array] = {
         "_event_id": pa.array([f"{prefix}{number}" for number in range(first, first + rows)], pa.string()),
         "_device": _known(device),
         "_entity_id": _known(entity),
         "_type": _same(piece.output, rows),
-        "_site": _filled(_named(piece, _SITE), origin, "_site"),
+        "_site": _filled(found.first(_SITE), origin, "_site"),
         "_enqueued": pa.repeat(_UNSTAMPED, rows),
         "_content_type": _same(JSON_TYPE, rows),
         "_body": piece.body_array(),
     }
-    arrays = [columns[field.name] if field.name in columns else pa.nulls(rows, field.type) for field in EVENT_SCHEMA]
+    arrays = [columns[name] if name in columns else pa.nulls(rows, pa.string()) for name in _NAMES]
     return pa.RecordBatch.from_arrays(arrays, schema=EVENT_SCHEMA)
 
 
@@ -62,16 +64,26 @@ def _same(text: str, rows: int) -> pa.Array:
     return pa.repeat(pa.scalar(text, pa.string()), rows)
 
 
-def _named(piece: OutputRows, wanted: Sequence[str]) -> pa.Array:
-    """Per row, the first of the `wanted` columns that has a value, as text; null where none has."""
-    known = None if piece.names is None else {name.lower() for name in piece.names}
-    found = pa.nulls(piece.rows, pa.string())
-    for name in wanted:
-        if found.null_count == 0:
-            break
-        if known is None or name.lower() in known:
-            found = _first_of(found, _text(piece.data.column(name)))
-    return found
+class _Found:
+    """Columns of rows by name, each as text, made once."""
+
+    def __init__(self, piece: OutputRows) -> None:
+        self._piece = piece
+        names = piece.names
+        self._known = None if names is None else {name.lower() for name in names}
+        self._texts: dict[str, pa.Array] = {}
+
+    def first(self, wanted: Sequence[str]) -> pa.Array:
+        """Per row, the first of the `wanted` columns that has a value; null where none has."""
+        found = pa.nulls(self._piece.rows, pa.string())
+        for name in wanted:
+            if found.null_count == 0:
+                break
+            if self._known is None or name.lower() in self._known:
+                if name not in self._texts:
+                    self._texts[name] = _text(self._piece.data.column(name))
+                found = _first_of(found, self._texts[name])
+        return found
 
 
 def _text(column: Column) -> pa.Array:
@@ -88,7 +100,10 @@ def _filled(found: pa.Array, origin: Payload | None, column: str) -> pa.Array:
     """`found` with its gaps filled from the events that the rows were made from."""
     if origin is None or found.null_count == 0:
         return found
-    given = origin.metadata(column).to_arrow()
+    metadata = origin.metadata(column)
+    if not metadata.kinds():  # none of the events has it
+        return found
+    given = metadata.to_arrow()
     return _first_of(found, given if given.type == pa.string() else given.cast(pa.string()))
 
 
