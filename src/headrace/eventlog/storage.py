@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from headrace.eventlog.contract import LogFull
 
 PAGE_BYTES = 4096
 BUSY_TIMEOUT_MS = 10_000
+BUSY_STEP_MS = 1
 SUFFIX = ".sqlite"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
@@ -60,6 +62,27 @@ def open_stream(path: Path, partitions: int = 0) -> sqlite3.Connection:
         if found is None or found[0] != FORMAT:
             raise LogDamaged(f"{path} has format {found and found[0]}, this release reads {FORMAT}")
         return connection
+
+
+def begin(connection: sqlite3.Connection) -> None:
+    """Take the write lock, waiting BUSY_TIMEOUT_MS for it at most.
+
+    SQLite itself sleeps ever longer while it waits, up to 100 ms at a time: beside a process that writes every few
+    milliseconds it comes too late again and again. So we look every BUSY_STEP_MS. Raises sqlite3.OperationalError.
+    """
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        for _ in range(BUSY_TIMEOUT_MS // BUSY_STEP_MS):
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+            threading.Event().wait(BUSY_STEP_MS / 1000)
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
 
 def _make(path: Path, partitions: int) -> None:
