@@ -54,7 +54,10 @@ def changes(ids: Ints, times: Ints, size: int, come: Bools, go: Bools) -> tuple[
         return ids, times, ids, ids
     least, most = int(times.min()), int(times.max())
     length = most - least + size + 1
-    if length * (int(ids[-1]) + 1) >= 1 << 60:
+    few = 2 * (np.count_nonzero(come) + np.count_nonzero(go)) < len(
+        ids
+    )  # looking each up costs less than a pass over all
+    if few or length * (int(ids[-1]) + 1) >= 1 << 60:
         at, ends = sorted_pairs(np.concatenate([ids[come], ids[go]]), np.concatenate([times[come], times[go] + size]))
         return at, ends, count_upto(ids, times, at, ends - size), count_upto(ids, times, at, ends)
     # Arrivals and departures are two sorted runs, which a stable sort merges. Each number is the row's place in
